@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of pycloud: key, type, default, unit and what is allowed, on one screen.
+
+A setting `name` of the table below is written `pycloud.name = value` in an `.ini`
+file or `PYCLOUD_NAME=value` in the environment, which wins. This module reads
+text into a frozen `Settings`; it opens no file but the `.ini` it is given.
+"""
+
+import configparser
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pycloud.errors import InvalidSettings
+
+PREFIX = "pycloud."
+ENVIRONMENT_PREFIX = "PYCLOUD_"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How a setting is read: its parser and a sentence that says what is allowed."""
+
+    parse: Callable[[str], Any]  # Any: every kind has its own value type.
+    allowed: str
+
+
+def _setting(default: object, kind: _Kind, help_text: str) -> Any:  # Any: as dataclasses.field
+    return field(default=default, metadata={"kind": kind, "help": help_text})
+
+
+def _integer(low: int, high: int) -> _Kind:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return _Kind(parse, f"a whole number from {low} to {high}")
+
+
+def _number(low: float, high: float) -> _Kind:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return _Kind(parse, f"a number from {low:g} to {high:g}")
+
+
+def _choice(*allowed: str) -> _Kind:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(text)
+        return text
+
+    return _Kind(parse, "one of " + ", ".join(allowed))
+
+
+def _pattern(expression: str, allowed: str) -> _Kind:
+    compiled = re.compile(expression)
+
+    def parse(text: str) -> str:
+        if compiled.fullmatch(text) is None:
+            raise ValueError(text)
+        return text
+
+    return _Kind(parse, allowed)
+
+
+def _parse_flag(text: str) -> bool:
+    return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}[
+        text.lower()
+    ]
+
+
+def _parse_port_range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    first, last = int(low), int(high)
+    if not 1024 <= first <= last <= 65535:
+        raise ValueError(text)
+    return first, last
+
+
+def _parse_words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _parse_path(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        raise ValueError(text)
+    return path
+
+
+_FLAG = _Kind(_parse_flag, "true or false")
+_PORT = _integer(0, 65535)
+_PORT_RANGE = _Kind(_parse_port_range, "FIRST-LAST with 1024 <= FIRST <= LAST <= 65535")
+_WORDS = _Kind(_parse_words, "words separated by spaces")
+_PATH = _Kind(_parse_path, "an absolute path, or one that begins with ~")
+_STORE = _pattern(
+    r"(sqlite:///.*|mongodb(\+srv)?://.+|memory:)",
+    "sqlite:///FILE, mongodb://HOST/DATABASE or memory:",
+)
+_HYPERVISOR = _pattern(r"(qemu(\+\w+)?://.*|fake:)", "qemu:///session, qemu:///system or fake:")
+_NAME = _pattern(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}|",
+    "letters, digits, '.', '_' and '-', at most 63, no spaces; empty: the host name",
+)
+_ADDRESS = _pattern(r"auto|\d{1,3}(\.\d{1,3}){3}", "an IPv4 address, or auto")
+_BIND = _pattern(r"\d{1,3}(\.\d{1,3}){3}", "an IPv4 address; 0.0.0.0 for all interfaces")
+_BRIDGE = _pattern(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}|", "the name of a bridge, or empty for user-mode networking"
+)
+_HOSTNAME = _pattern(r"[A-Za-z0-9.-]{0,253}", "a host name, or empty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings. Build one with `load` or `from_mapping`; change by `replace`."""
+
+    # fmt: off
+    # where things are
+    data_dir: Path = _setting(Path("~/.local/share/pycloud").expanduser(), _PATH, "disks, memory states, records, tokens")
+    store: str = _setting("sqlite:///", _STORE, "records; sqlite:/// alone is store.sqlite3 in data_dir")
+    hypervisor: str = _setting("qemu:///session", _HYPERVISOR, "libvirt connection")
+    # who we are
+    name: str = _setting("", _NAME, "name that phones remember; empty: the host name")
+    fqdn: str = _setting("", _HOSTNAME, "name that clients can resolve to this host; empty: none")
+    publish_address: str = _setting("auto", _ADDRESS, "address told to clients; auto: that of the default route")
+    publish_bind: str = _setting("0.0.0.0", _BIND, "address on which ports of Instances listen")
+    # the two apps
+    api_host: str = _setting("0.0.0.0", _BIND, "address on which the Cloudlet API listens")
+    api_port: int = _setting(9999, _PORT, "port of the Cloudlet API")
+    manager_host: str = _setting("127.0.0.1", _BIND, "address on which the Manager listens")
+    manager_port: int = _setting(9998, _PORT, "port of the Manager")
+    wsgi_server: str = _setting("waitress", _choice("waitress", "granian"), "HTTP server of the Cloudlet API")
+    wsgi_threads: int = _setting(16, _integer(2, 256), "requests worked on at the same time")
+    connection_limit: int = _setting(2000, _integer(16, 100_000), "open connections of one app")
+    connections_per_address: int = _setting(256, _integer(4, 100_000), "open connections of one client address")
+    request_head_timeout_s: float = _setting(10.0, _number(0.1, 600), "time a client has to send a request head")
+    request_body_timeout_s: float = _setting(120.0, _number(0.1, 3600), "time a client may stall within a request body")
+    max_body_mib: int = _setting(68, _integer(1, 4096), "largest request body; uploads come in pieces")
+    log_format: str = _setting("text", _choice("text", "json"), "one line per event, for people or for machines")
+    log_level: str = _setting("INFO", _choice("DEBUG", "INFO", "WARNING", "ERROR"), "least severe level that is logged")
+    # instances
+    network_bridge: str = _setting("", _BRIDGE, "bridge that guests join; empty: user-mode networking")
+    guest_outbound: bool = _setting(False, _FLAG, "whether guests in user-mode networking may open connections")
+    port_range: tuple[int, int] = _setting((20000, 20999), _PORT_RANGE, "host ports given to Instances")
+    max_instances: int = _setting(32, _integer(1, 10_000), "Instances that may exist at the same time")
+    reserved_memory_mib: int = _setting(1024, _integer(0, 10_000_000), "memory left to the host itself")
+    memory_overcommit: float = _setting(1.0, _number(0.1, 16), "guest memory promised per memory there is")
+    start_timeout_s: float = _setting(120.0, _number(1, 3600), "time a service has to answer after a start")
+    stop_timeout_s: float = _setting(10.0, _number(0, 600), "time a guest has to power off before it is ended")
+    idle_timeout_s: int = _setting(0, _integer(0, 31_536_000), "an unused Instance is stopped after this; 0: never")
+    max_lifetime_s: int = _setting(0, _integer(0, 31_536_000), "every Instance is stopped after this; 0: never")
+    keep_finished_s: int = _setting(3600, _integer(0, 31_536_000), "how long finished Instances and Jobs are listed")
+    warm_total: int = _setting(4, _integer(0, 256), "waiting copies on this host at most; 0: none")
+    warm_per_service: int = _setting(1, _integer(0, 64), "waiting copies of each popular Service")
+    warm_popular_s: int = _setting(3600, _integer(0, 31_536_000), "a Service started within this time is popular")
+    warm_min_free_mib: int = _setting(2048, _integer(0, 10_000_000), "below this much free memory no copies wait")
+    cpu_model: str = _setting("auto", _pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a QEMU CPU model, or auto"), "CPU model of new guests")
+    emulator_tb_mib: int = _setting(256, _integer(16, 4096), "translation cache of each guest without KVM")
+    # what comes from outside
+    max_image_gib: int = _setting(64, _integer(1, 65_536), "largest disk image, as a file and as a disk")
+    max_app_mib: int = _setting(512, _integer(1, 65_536), "largest client package")
+    upload_timeout_s: int = _setting(86_400, _integer(60, 31_536_000), "an unfinished upload is dropped after this")
+    tool_timeout_s: int = _setting(1800, _integer(10, 86_400), "time that one run of qemu-img may take")
+    # jobs
+    job_workers: int = _setting(4, _integer(1, 64), "Jobs worked on at the same time by one server")
+    job_lease_s: float = _setting(15.0, _number(0.2, 600), "a Job whose server is silent for this long is taken over")
+    reconcile_s: float = _setting(10.0, _number(0.2, 3600), "time between two comparisons of records and reality")
+    keep_events: int = _setting(10_000, _integer(100, 10_000_000), "events kept for readers that come late")
+    # discovery
+    discovery: str = _setting("zeroconf", _choice("zeroconf", "avahi", "off"), "who announces: pycloud, avahi-daemon, nobody")
+    discovery_interfaces: tuple[str, ...] = _setting((), _WORDS, "interface names to announce on; empty: all")
+    # fmt: on
+
+
+ORIGIN_DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSettings:
+    """Settings and, for every key, where its value came from, in words."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def from_mapping(values: Mapping[str, str], *, origin: str = "arguments") -> LoadedSettings:
+    """Build Settings from `pycloud.*` keys; the environment wins over `values`.
+
+    Keys of other programs are left alone. Raises InvalidSettings for an unknown
+    key of ours or a value that is not allowed.
+    """
+    texts: dict[str, tuple[str, str]] = {
+        key.removeprefix(PREFIX): (text, origin)
+        for key, text in values.items()
+        if key.startswith(PREFIX)
+    }
+    known = {item.name: item for item in fields(Settings)}
+    for name in texts:
+        if name not in known:
+            raise InvalidSettings(PREFIX + name, texts[name][0], allowed=_did_you_mean(name, known))
+    for name in known:
+        variable = ENVIRONMENT_PREFIX + name.upper()
+        if variable in os.environ:
+            texts[name] = (os.environ[variable], f"environment {variable}")
+    parsed: dict[str, Any] = {  # Any: as in `_Kind`.
+        name: _parse(name, text, known[name].metadata["kind"]) for name, (text, _) in texts.items()
+    }
+    origins = {name: texts[name][1] if name in texts else ORIGIN_DEFAULT for name in known}
+    return LoadedSettings(settings=Settings(**parsed), origins=origins)
+
+
+def load(path: Path | None) -> LoadedSettings:
+    """Read an `.ini` file (every section; later ones win), or take defaults without one.
+
+    Raises InvalidSettings, also when the file cannot be read.
+    """
+    if path is None:
+        return from_mapping({})
+    parser = configparser.ConfigParser(
+        interpolation=None, default_section="DEFAULT", strict=False, delimiters=("=",)
+    )
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case
+    try:
+        with path.open(encoding="utf-8") as stream:
+            parser.read_file(stream)
+    except (OSError, UnicodeDecodeError, configparser.Error) as exc:
+        raise InvalidSettings("config", str(path), allowed=f"a readable .ini file ({exc})") from exc
+    values = {
+        key: text.replace("%(here)s", str(path.resolve().parent))
+        for section in parser.sections()
+        for key, text in parser.items(section)
+    }
+    return from_mapping(values, origin=str(path))
+
+
+def describe(settings: Settings) -> list[tuple[str, str, str]]:
+    """Return (name, value as it would be written, help) of every setting, in order."""
+    return [
+        (item.name, _written(getattr(settings, item.name)), str(item.metadata["help"]))
+        for item in fields(Settings)
+    ]
+
+
+def _parse(name: str, text: str, kind: _Kind) -> object:
+    try:
+        return kind.parse(text.strip())
+    except (ValueError, KeyError) as exc:
+        raise InvalidSettings(PREFIX + name, text, allowed=kind.allowed) from exc
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        separator = "-" if value and isinstance(value[0], int) else " "
+        return separator.join(str(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _did_you_mean(name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
+    return f"there is no such setting{hint} (`pycloud config show` lists all)"
