@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that more than one kind of test asks for."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from testing.mongo_server import running_mongo_server
+
+
+@pytest.fixture(scope="session")
+def mongo_url() -> Iterator[str]:
+    """Address of a MongoDB-protocol server that lives as long as the test run."""
+    with running_mongo_server() as url:
+        yield url
