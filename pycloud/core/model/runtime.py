@@ -142,6 +142,7 @@ class JobKind(StrEnum):
     SERVICE_REMOVE = "service.remove"
     INSTANCE_START = "instance.start"
     INSTANCE_STOP = "instance.stop"
+    WARM_FILL = "warm.fill"
 
 
 class JobState(StrEnum):

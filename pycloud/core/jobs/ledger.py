@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs as callers see them: submit, look up, wait for, cancel. It runs nothing itself."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+from pycloud.core.model.identifiers import JobId, Principal
+from pycloud.core.model.runtime import Event, Job, JobKind, JobState
+from pycloud.core.ports import Clock, Slice, Store
+from pycloud.errors import Conflict, StaleRecord
+
+_FOREIGN_POLL_S = 0.25
+"""How often a Job that another process may be running is looked at while waiting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """What is asked for: the kind, its arguments, what it touches and who asks."""
+
+    kind: JobKind
+    arguments: Mapping[str, str]
+    resources: tuple[str, ...]
+    created_by: Principal
+    id: JobId | None = None
+
+
+class Jobs:
+    """The Jobs of this cloudlet. Safe to use from several threads."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._listeners: list[Callable[[Job], None]] = []
+
+    def listen(self, listener: Callable[[Job], None]) -> None:
+        """Call `listener` with every Job that is submitted or cancelled in this process."""
+        self._listeners.append(listener)
+
+    def submit(self, request: JobRequest) -> Job:
+        """Store a Job, durably, and let a runner know."""
+        job = self._store.jobs.add(
+            Job(
+                id=request.id or JobId(uuid4().hex),
+                kind=request.kind,
+                arguments=dict(request.arguments),
+                resources=request.resources,
+                created_by=request.created_by,
+                created_at=self._clock.now(),
+            )
+        )
+        self._tell(job)
+        return job
+
+    def job(self, job_id: JobId) -> Job:
+        """Return a Job. Raises NotFound."""
+        return self._store.jobs.get(job_id)
+
+    def jobs(
+        self,
+        where: Mapping[str, str] | None = None,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Slice[Job]:
+        """Return a page of Jobs, oldest first."""
+        return self._store.jobs.find(where, limit=limit, cursor=cursor)
+
+    def active(self) -> tuple[Job, ...]:
+        """Return every Job that is queued or running, on any server."""
+        queued = self._store.jobs.find({"state": JobState.QUEUED})
+        running = self._store.jobs.find({"state": JobState.RUNNING})
+        return queued.items + running.items
+
+    def cancel(self, job_id: JobId, *, by: Principal) -> Job:
+        """Ask a Job to stop and undo itself; it ends as CANCELLED a little later.
+
+        Raises NotFound, or Conflict when it is over or past the point of no return.
+        """
+        while True:
+            job = self._store.jobs.get(job_id)
+            if job.is_final or not job.may_cancel:
+                reason = "is over" if job.is_final else "can no longer be undone"
+                raise Conflict(f"job {job_id} {reason} ({job.state}, step {job.stage!r})")
+            if job.cancel_requested:
+                return job
+            try:
+                job = self._store.jobs.replace(replace(job, cancel_requested=True))
+            except StaleRecord:
+                continue
+            self.record(job, "cancel_requested", actor=by)
+            self._tell(job)
+            return job
+
+    def wait(self, job_id: JobId, *, timeout_s: float) -> Job:
+        """Return the Job once it is final, or as it is when the time is over."""
+        deadline = self._clock.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                job = self._store.jobs.get(job_id)
+                left = deadline - self._clock.monotonic()
+                if job.is_final or left <= 0:
+                    return job
+                self._changed.wait(min(left, _FOREIGN_POLL_S))
+
+    def announce(self, job: Job) -> None:
+        """Wake those who wait; called by the runner whenever a Job became final."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def record(self, job: Job, action: str, *, actor: Principal) -> None:
+        """Append an event about the Job."""
+        data = {"kind": job.kind, "state": job.state, "stage": job.stage}
+        if job.failure is not None:
+            data |= {"code": job.failure.code, "message": job.failure.message}
+        self._store.events.append(
+            Event(
+                time=self._clock.now(),
+                kind="job",
+                action=action,
+                resource=f"job/{job.id}",
+                actor=actor,
+                data=data,
+            )
+        )
+
+    def _tell(self, job: Job) -> None:
+        for listener in self._listeners:
+            listener(job)

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Works on Jobs: claims them by compare-and-swap, runs their steps, undoes what failed.
+
+Several servers may share one store: a lease decides who works on a Job, and a
+Job whose lease ran out is rolled forward or back by whoever finds it first. This
+is the one place that catches every exception: a Job always ends with a record.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from pycloud.core.jobs.lease import HeldJob, LeaseLost
+from pycloud.core.jobs.ledger import Jobs
+from pycloud.core.jobs.procedure import Lane, Procedure, Recovery, Step, StepContext
+from pycloud.core.model.identifiers import JobId, Principal
+from pycloud.core.model.runtime import Failure, Job, JobKind, JobState
+from pycloud.core.ports import Clock, Store
+from pycloud.errors import (
+    CloudletError,
+    JobCancelled,
+    JobInterrupted,
+    NotFound,
+    StaleRecord,
+)
+
+log = logging.getLogger(__name__)
+
+StepObserver = Callable[[JobKind, str, str], None]
+"""Told (kind, step, `begin`, `end` or `undo`) around every step."""
+
+_MOST_ATTEMPTS = 5
+"""A Job that killed its server this often is rolled back, not tried again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerOptions:
+    """Who this server is among those that share the store, and how much it takes on."""
+
+    server_id: str
+    lease_s: float
+    workers: Mapping[Lane, int]
+    poll_s: float = 1.0
+    """How often Jobs that other servers stored are looked for."""
+
+
+class JobRunner:
+    """Runs Jobs in threads of this process. `start` and `stop` may be called once each."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        *,
+        store: Store,
+        clock: Clock,
+        options: RunnerOptions,
+        observers: Iterable[StepObserver] = (),
+    ) -> None:
+        self._jobs = jobs
+        self._store = store
+        self._clock = clock
+        self._options = options
+        self._observers = tuple(observers)
+        self._procedures: dict[JobKind, Procedure] = {}
+        self._held: dict[JobId, HeldJob] = {}
+        self._dispatched: set[JobId] = set()
+        self._lock = threading.Lock()
+        self._pools: dict[Lane, ThreadPoolExecutor] = {}
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        jobs.listen(self._noticed)
+
+    def register(self, procedures: Iterable[Procedure]) -> None:
+        """Make the bodies of Jobs known; every JobKind has exactly one."""
+        for procedure in procedures:
+            self._procedures[procedure.kind] = procedure
+
+    @property
+    def procedures(self) -> Mapping[JobKind, Procedure]:
+        """The registered bodies, for enumeration."""
+        return self._procedures
+
+    # -- life ----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to claim and run Jobs in the background."""
+        for lane, workers in self._options.workers.items():
+            self._pools[lane] = ThreadPoolExecutor(workers, thread_name_prefix=f"job-{lane}")
+        for name, body in (("job-heartbeat", self._beat), ("job-poll", self._poll)):
+            thread = threading.Thread(target=body, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self, *, grace_s: float = 5.0) -> None:
+        """Start no further Job, let running ones end within `grace_s`, then undo them."""
+        self._stopping.set()
+        deadline = self._clock.monotonic() + grace_s
+        while self._held and self._clock.monotonic() < deadline:
+            self._clock.sleep(0.02)
+        for held in tuple(self._held.values()):
+            held.interrupt()
+        for pool in self._pools.values():
+            pool.shutdown(wait=True, cancel_futures=True)
+        for thread in self._threads:
+            thread.join()
+
+    def run_pending(self) -> None:
+        """Run every queued Job in the calling thread; for tools and tests without threads."""
+        while queued := self._store.jobs.find({"state": JobState.QUEUED}).items:
+            for job in queued:
+                self._claim_and_run(job.id)
+
+    # -- finding work ----------------------------------------------------------------
+
+    def _noticed(self, job: Job) -> None:
+        held = self._held.get(job.id)
+        if held is not None and job.cancel_requested:
+            held.request_cancel()
+        elif job.state is JobState.QUEUED:
+            self._dispatch(job)
+
+    def _dispatch(self, job: Job) -> None:
+        procedure = self._procedures.get(job.kind)
+        pool = self._pools.get(procedure.lane) if procedure is not None else None
+        if pool is None or self._stopping.is_set():
+            return
+        with self._lock:
+            if job.id in self._dispatched:
+                return
+            self._dispatched.add(job.id)
+        pool.submit(self._run_dispatched, job.id)
+
+    def _run_dispatched(self, job_id: JobId) -> None:
+        try:
+            if not self._stopping.is_set():
+                self._claim_and_run(job_id)
+        except Exception:  # A worker thread has nobody above it who could report this.
+            log.exception("job_worker_failed", extra={"job_id": job_id})
+        finally:
+            with self._lock:
+                self._dispatched.discard(job_id)
+
+    def _poll(self) -> None:
+        while not self._stopping.wait(self._options.poll_s):
+            try:
+                for job in self._store.jobs.find({"state": JobState.QUEUED}).items:
+                    self._dispatch(job)
+            except CloudletError as exc:
+                log.warning("job_poll_failed", extra={"code": exc.code, "reason": exc.message})
+
+    def _beat(self) -> None:
+        period_s = min(self._options.lease_s / 3.0, 1.0)
+        while not self._stopping.wait(period_s) or self._held:
+            for held in tuple(self._held.values()):
+                try:
+                    held.renew()
+                except LeaseLost:
+                    held.lose()
+                except CloudletError as exc:
+                    log.warning("job_lease_not_renewed", extra={"code": exc.code})
+            if self._stopping.is_set():
+                self._clock.sleep(0.05)
+
+    # -- claiming --------------------------------------------------------------------
+
+    def _claim_and_run(self, job_id: JobId) -> None:
+        held = self._claim(job_id, JobState.QUEUED)
+        if held is not None:
+            with self._holding(held):
+                self._execute(held)
+
+    def recover(self) -> None:
+        """Take over Jobs whose lease ran out, and finish or undo them in this thread."""
+        now = self._clock.now()
+        for job in self._store.jobs.find({"state": JobState.RUNNING}).items:
+            if job.lease_expires_at is None or job.lease_expires_at > now:
+                continue
+            held = self._claim(job.id, JobState.RUNNING)
+            if held is not None:
+                log.warning("job_recovered", extra={"job_id": job.id, "stage": job.stage})
+                with self._holding(held):
+                    self._recover(held)
+
+    def _claim(self, job_id: JobId, expected: JobState) -> HeldJob | None:
+        now = self._clock.now()
+        try:
+            job = self._store.jobs.get(job_id)
+            expired = job.lease_expires_at is None or job.lease_expires_at <= now
+            if job.state is not expected or not expired:
+                return None
+            claimed = self._store.jobs.replace(
+                replace(
+                    job,
+                    state=JobState.RUNNING,
+                    lease_owner=self._options.server_id,
+                    lease_expires_at=now + timedelta(seconds=self._options.lease_s),
+                    attempts=job.attempts + 1,
+                    started_at=job.started_at or now,
+                )
+            )
+        except (StaleRecord, NotFound):
+            return None
+        return HeldJob(claimed, self._store.jobs, self._clock, lease_s=self._options.lease_s)
+
+    def _holding(self, held: HeldJob) -> ExitStack:
+        self._held[held.job.id] = held
+        stack = ExitStack()
+        stack.callback(self._held.pop, held.job.id, None)
+        return stack
+
+    # -- running ---------------------------------------------------------------------
+
+    def _execute(self, held: HeldJob) -> None:
+        procedure = self._procedures[held.job.kind]
+        try:
+            self._run_steps(held, procedure)
+        except LeaseLost as exc:
+            log.warning("job_lease_lost", extra={"job_id": held.job.id, "reason": exc.message})
+        except JobCancelled as exc:
+            self._fail(held, JobState.CANCELLED, exc)
+        except Exception as exc:
+            self._fail(held, JobState.FAILED, exc)
+        else:
+            self._finish(held, JobState.SUCCEEDED, None)
+
+    def _run_steps(self, held: HeldJob, procedure: Procedure) -> None:
+        may_cancel = True
+        with ExitStack() as undo:
+            try:
+                for step in procedure.steps:
+                    may_cancel = may_cancel and not step.final
+                    held.enter(step.name, unit=step.unit, may_cancel=may_cancel)
+                    undo.callback(self._undo, held, step)
+                    self._observe(held, step, "begin")
+                    step.run(held)
+                    self._observe(held, step, "end")
+            except LeaseLost:
+                # Whoever has the lease now undoes or finishes; two at once would clash.
+                undo.pop_all()
+                raise
+            undo.pop_all()
+
+    def _recover(self, held: HeldJob) -> None:
+        procedure = self._procedures[held.job.kind]
+        forward = procedure.recovery is Recovery.ROLL_FORWARD
+        try:
+            complete = procedure.is_complete(held)
+        except CloudletError as exc:
+            # The lease runs out again, and the next round looks once more.
+            log.warning("job_recovery_postponed", extra={"job_id": held.job.id, "code": exc.code})
+            return
+        if complete:
+            self._finish(held, JobState.SUCCEEDED, None)
+        elif forward and held.job.attempts <= _MOST_ATTEMPTS:
+            self._execute(held)
+        else:
+            self._roll_back(held, procedure)
+
+    def _roll_back(self, held: HeldJob, procedure: Procedure) -> None:
+        names = [step.name for step in procedure.steps]
+        begun = names.index(held.job.stage) + 1 if held.job.stage in names else 0
+        failure = JobInterrupted("the server stopped in the middle; everything was undone")
+        for step in reversed(procedure.steps[:begun]):
+            self._undo(held, step)
+        cancelled = held.job.cancel_requested
+        self._fail(held, JobState.CANCELLED if cancelled else JobState.FAILED, failure)
+
+    def _undo(self, held: HeldJob, step: Step) -> None:
+        if step.undo is None:
+            return
+        held.begin_undo()
+        self._observe(held, step, "undo")
+        try:
+            step.undo(held)
+        except CloudletError as exc:
+            # The other undos still run; `reconcile` removes what this one left.
+            log.warning(
+                "job_undo_failed",
+                extra={"job_id": held.job.id, "step": step.name, "code": exc.code},
+            )
+
+    def _observe(self, held: StepContext, step: Step, moment: str) -> None:
+        for observer in self._observers:
+            observer(held.job.kind, step.name, moment)
+
+    # -- the end ---------------------------------------------------------------------
+
+    def _fail(self, held: HeldJob, state: JobState, exc: Exception) -> None:
+        if isinstance(exc, CloudletError):
+            failure = Failure(code=exc.code, message=exc.message)
+        else:
+            log.error("job_crashed", extra={"job_id": held.job.id}, exc_info=exc)
+            failure = Failure(code="internal", message=f"an unexpected {type(exc).__name__}")
+        procedure = self._procedures[held.job.kind]
+        try:
+            procedure.on_failure(held, failure)
+        except CloudletError as late:
+            log.warning("job_on_failure_failed", extra={"job_id": held.job.id, "code": late.code})
+        self._finish(held, state, failure)
+
+    def _finish(self, held: HeldJob, state: JobState, failure: Failure | None) -> None:
+        try:
+            job = held.finish(state, failure)
+        except LeaseLost as exc:
+            log.warning("job_lease_lost", extra={"job_id": held.job.id, "reason": exc.message})
+            return
+        fields = {"job_id": job.id, "kind": job.kind, "state": job.state}
+        log.info("job_finished", extra=fields | ({"code": failure.code} if failure else {}))
+        self._jobs.record(job, str(job.state), actor=Principal(job.created_by))
+        self._jobs.announce(job)

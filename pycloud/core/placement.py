@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Room on the Host: who may start, and which port each Instance is given.
+
+Both are claims written by compare-and-swap, never a look followed by a use, so
+several servers on one store cannot give the same room or port away twice.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from pycloud.core.model.catalog import Flavor
+from pycloud.core.model.fleet import Claim, Host
+from pycloud.core.model.identifiers import HostId
+from pycloud.core.model.runtime import PortLease, PortMapping
+from pycloud.core.ports import Clock, HostSensors, Store
+from pycloud.errors import CapacityExceeded, DuplicateRecord, NoFreePort, NotFound, StaleRecord
+
+_BLOCKED_FOR = timedelta(minutes=5)
+"""How long a port that another program holds is left alone."""
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementOptions:
+    """What a Host is allowed to give away; see the settings of the same names."""
+
+    host_id: HostId
+    max_instances: int
+    reserved_memory_mib: int
+    memory_overcommit: float
+    port_range: tuple[int, int]
+
+
+class Placement:
+    """Claims of memory and ports on one Host. Safe to use from several threads."""
+
+    def __init__(
+        self, *, store: Store, clock: Clock, sensors: HostSensors, options: PlacementOptions
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._sensors = sensors
+        self._options = options
+
+    @property
+    def host_id(self) -> HostId:
+        """The Host on which claims are made."""
+        return self._options.host_id
+
+    def host(self) -> Host:
+        """Return the Host with its claims; it is recorded at the first call."""
+        try:
+            return self._store.hosts.get(self._options.host_id)
+        except NotFound:
+            return self._record_host()
+
+    def refresh_host(self) -> Host:
+        """Bring the recorded capacity in line with this machine and the settings."""
+        self.host()
+        return self._change_host(
+            lambda host: replace(
+                host,
+                vcpus=self._measured().vcpus,
+                memory_mib=self._measured().memory_mib,
+                max_instances=self._options.max_instances,
+            )
+        )
+
+    def claim(self, holder: str, flavor: Flavor) -> None:
+        """Claim room for `holder`; nothing happens if it holds a claim already.
+
+        Raises CapacityExceeded with the figures that were compared.
+        """
+
+        def add(host: Host) -> Host:
+            if any(claim.holder == holder for claim in host.claims):
+                return host
+            _require_room(host, flavor)
+            claim = Claim(holder=holder, vcpus=flavor.vcpus, memory_mib=flavor.memory_mib)
+            return replace(host, claims=(*host.claims, claim))
+
+        self._change_host(add)
+
+    def release(self, holder: str) -> None:
+        """Give room and ports of `holder` back; idempotent."""
+        for lease in self._store.port_leases.find({"holder": holder}).items:
+            self._store.port_leases.remove(lease.id)
+        self._change_host(
+            lambda host: replace(
+                host, claims=tuple(claim for claim in host.claims if claim.holder != holder)
+            )
+        )
+
+    def lease_port(self, holder: str, guest_port: int) -> PortMapping:
+        """Lease a free host port for a guest port. Raises NoFreePort."""
+        low, high = self._options.port_range
+        size = high - low + 1
+        begin = random.randrange(size)
+        for step in range(size):
+            port = low + (begin + step) % size
+            try:
+                self._store.port_leases.add(self._lease(port, holder))
+            except DuplicateRecord:
+                continue
+            return PortMapping(guest_port=guest_port, host_port=port)
+        raise NoFreePort(f"all {size} ports of pycloud.port_range {low}-{high} are leased")
+
+    def block_port(self, port: int) -> None:
+        """Keep a leased port that another program holds from being given out for a while."""
+        lease = self._store.port_leases.get(self._lease_id(port))
+        blocked = replace(lease, holder="", blocked_until=self._clock.now() + _BLOCKED_FOR)
+        self._store.port_leases.replace(blocked)
+
+    def holders(self) -> frozenset[str]:
+        """Return everybody who holds room or a port."""
+        leases = self._store.port_leases.find({"host_id": self._options.host_id}, limit=100_000)
+        claims = {claim.holder for claim in self.host().claims}
+        return frozenset(claims | {lease.holder for lease in leases.items if lease.holder})
+
+    def unblock_ports(self) -> None:
+        """Give ports out again whose blocking time is over."""
+        now = self._clock.now()
+        for lease in self._store.port_leases.find({"holder": ""}).items:
+            if lease.blocked_until is not None and lease.blocked_until <= now:
+                self._store.port_leases.remove(lease.id)
+
+    def _lease(self, port: int, holder: str) -> PortLease:
+        return PortLease(
+            id=self._lease_id(port),
+            port=port,
+            host_id=self._options.host_id,
+            holder=holder,
+            created_at=self._clock.now(),
+        )
+
+    def _lease_id(self, port: int) -> str:
+        return f"{self._options.host_id}:{port}"
+
+    def _measured(self) -> Host:
+        metadata = self._sensors.metadata()
+        usable_mib = metadata.memory.max_bytes // _MIB - self._options.reserved_memory_mib
+        return Host(
+            id=self._options.host_id,
+            vcpus=metadata.cpu.max_cores,
+            memory_mib=max(int(usable_mib * self._options.memory_overcommit), 0),
+            disk_gib=0,
+            max_instances=self._options.max_instances,
+            created_at=self._clock.now(),
+        )
+
+    def _record_host(self) -> Host:
+        try:
+            return self._store.hosts.add(self._measured())
+        except DuplicateRecord:
+            return self._store.hosts.get(self._options.host_id)
+
+    def _change_host(self, change: Callable[[Host], Host]) -> Host:
+        while True:
+            host = self.host()
+            wanted = change(host)
+            if wanted == host:
+                return host
+            try:
+                return self._store.hosts.replace(wanted)
+            except StaleRecord:
+                continue
+
+
+def _require_room(host: Host, flavor: Flavor) -> None:
+    if len(host.claims) >= host.max_instances:
+        raise CapacityExceeded(
+            f"{len(host.claims)} of {host.max_instances} instances are in use;"
+            " stop one or raise pycloud.max_instances"
+        )
+    free_mib = host.memory_mib - host.claimed_memory_mib
+    if flavor.memory_mib > free_mib:
+        raise CapacityExceeded(
+            f"the service needs {flavor.memory_mib} MiB of memory, {max(free_mib, 0)} of"
+            f" {host.memory_mib} MiB are free; stop an instance or try another cloudlet"
+        )
