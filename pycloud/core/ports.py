@@ -262,11 +262,17 @@ class Images(Protocol):
         ...
 
     def normalise(
-        self, area: str, name: str, target: str, *, report: Report | None = None
+        self,
+        area: str,
+        name: str,
+        target: str,
+        *,
+        declared: DiskFormat | None = None,
+        report: Report | None = None,
     ) -> StoredDisk:
         """Convert a staged image that passes `inspect` into fresh qcow2 and adopt it.
 
-        Runs under resource limits. `target` names the intermediate file in the same
+        Inspects again; raw has to be declared. Runs under resource limits. `target` names the intermediate file in the same
         area. Raises ImageRefused, ToolFailed, InsufficientStorage.
         """
         ...

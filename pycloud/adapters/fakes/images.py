@@ -48,10 +48,16 @@ class FakeImages:
         return facts
 
     def normalise(
-        self, area: str, name: str, target: str, *, report: Report | None = None
+        self,
+        area: str,
+        name: str,
+        target: str,
+        *,
+        declared: DiskFormat | None = None,
+        report: Report | None = None,
     ) -> StoredDisk:
         """Rewrite an image as a fresh one with the same content."""
-        facts = self.inspect(area, name)
+        facts = self.inspect(area, name, declared=declared)
         with self._blobs.open_staged(area, name) as stream:
             whole = stream.read()
         content = whole[_HEADER.size :] if facts.format is DiskFormat.QCOW2 else whole
