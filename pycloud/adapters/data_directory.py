@@ -9,12 +9,12 @@ Every component is checked here before it becomes part of a path. Directories ar
 when they are first needed, for their owner alone. Must not read, write or remove files.
 """
 
-import errno
 import re
 from pathlib import Path
 
+from pycloud.adapters.disk_errors import disk_errors
 from pycloud.core.model.identifiers import BlobId, InstanceId, checked_id
-from pycloud.errors import InsufficientStorage, InvalidInput, StoreError
+from pycloud.errors import InvalidInput
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _OWNER_ONLY = 0o700
@@ -44,14 +44,14 @@ class DataDirectory:
         """Return the directory that holds all staging areas."""
         return _made(self.root / "staging")
 
-    def area_dir(self, area: str) -> Path:
-        """Return the directory of a staging area, made if it is missing. Raises InvalidInput."""
-        return _made(self.staging_dir() / checked_id(area, pointer="area"))
+    def area_path(self, area: str) -> Path:
+        """Return where a staging area lies or would lie; does not make it. Raises InvalidInput."""
+        return self.staging_dir() / checked_id(area, pointer="area")
 
     def staged_path(self, area: str, name: str) -> Path:
         """Return the path of a staged file; its area is made. Raises InvalidInput."""
         checked = checked_id(name, pointer="name")
-        return self.area_dir(area) / checked
+        return _made(self.area_path(area)) / checked
 
     def instances_dir(self) -> Path:
         """Return the directory that holds the directories of all domains."""
@@ -70,14 +70,6 @@ def checked_blob_id(value: str) -> BlobId:
 
 
 def _made(path: Path) -> Path:
-    try:
+    with disk_errors(f"the directory {path} cannot be made"):
         path.mkdir(mode=_OWNER_ONLY, parents=True, exist_ok=True)
-    except OSError as exc:
-        raise _directory_error(path, exc) from exc
     return path
-
-
-def _directory_error(path: Path, exc: OSError) -> StoreError | InsufficientStorage:
-    if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return InsufficientStorage(f"the disk is full: the directory {path} cannot be made")
-    return StoreError(f"the data directory cannot be used: {exc}; check pycloud.data_dir")
