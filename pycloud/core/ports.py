@@ -272,8 +272,9 @@ class Images(Protocol):
     ) -> StoredDisk:
         """Convert a staged image that passes `inspect` into fresh qcow2 and adopt it.
 
-        Inspects again; raw has to be declared. Runs under resource limits. `target` names the intermediate file in the same
-        area. Raises ImageRefused, ToolFailed, InsufficientStorage.
+        Inspects again; raw has to be declared. Runs under resource limits. `target`
+        names the intermediate file in the same area. Raises ImageRefused, ToolFailed,
+        InsufficientStorage.
         """
         ...
 

@@ -29,7 +29,7 @@ def fake_raw(content: bytes = b"") -> bytes:
 
 
 class FakeImages:
-    """Twin of the image gate: knows qcow2 by its magic and raw by its boot sector."""
+    """Twin of the image gate: knows qcow2 by its magic; raw has to be declared."""
 
     def __init__(self, blobs: Blobs, *, max_size_bytes: int = 1 << 36) -> None:
         self._blobs = blobs
@@ -86,7 +86,7 @@ class FakeImages:
 def _read_header(head: bytes, file_size_bytes: int, declared: DiskFormat | None) -> ImageFacts:
     if head.startswith(_MAGIC):
         found, virtual_size_bytes = DiskFormat.QCOW2, _qcow2_size_bytes(head)
-    elif _is_raw(head, file_size_bytes, declared):
+    elif _is_raw(file_size_bytes, declared):
         found, virtual_size_bytes = DiskFormat.RAW, file_size_bytes
     else:
         raise ImageRefused("this is neither a qcow2 image nor a raw disk", reason="format")
@@ -108,7 +108,6 @@ def _qcow2_size_bytes(head: bytes) -> int:
     return int(size_bytes)
 
 
-def _is_raw(head: bytes, file_size_bytes: int, declared: DiskFormat | None) -> bool:
-    if not file_size_bytes or file_size_bytes % _SECTOR_BYTES:
-        return False
-    return declared is DiskFormat.RAW or head[510:512] == b"\x55\xaa"
+def _is_raw(file_size_bytes: int, declared: DiskFormat | None) -> bool:
+    whole_sectors = file_size_bytes > 0 and file_size_bytes % _SECTOR_BYTES == 0
+    return declared is DiskFormat.RAW and whole_sectors

@@ -127,7 +127,7 @@ def test_append_refuses_when_a_name_is_a_path(blobs):
     [
         (fake_qcow2(b"x", virtual_size_bytes=1 << 20), None, DiskFormat.QCOW2),
         (fake_qcow2(b"x"), DiskFormat.QCOW2, DiskFormat.QCOW2),
-        (fake_raw(b"x"), None, DiskFormat.RAW),
+        (fake_raw(b"x"), DiskFormat.RAW, DiskFormat.RAW),
         (b"\0" * 1024, DiskFormat.RAW, DiskFormat.RAW),
     ],
 )
@@ -145,6 +145,7 @@ def test_images_tell_the_format_when_the_header_is_good(blobs, content, declared
     [
         (b"", None),
         (b"VMDK and so on", None),
+        (fake_raw(), None),
         (b"\0" * 1024, None),
         (fake_qcow2(), DiskFormat.RAW),
         (fake_raw(), DiskFormat.QCOW2),
@@ -182,7 +183,7 @@ def test_flatten_makes_an_image_that_passes_when_there_are_layers(blobs):
 def test_normalise_adopts_a_fresh_image_when_the_source_is_raw(blobs):
     stage(blobs, fake_raw(b"x" * 600))
 
-    disk = FakeImages(blobs).normalise("area", "file", "fresh")
+    disk = FakeImages(blobs).normalise("area", "file", "fresh", declared=DiskFormat.RAW)
 
     assert disk.virtual_size_bytes == 1024
     assert disk.backing is None
