@@ -283,11 +283,14 @@ find_python() {
 }
 
 fit_python() {
-    "$1" - "$PYTHON_MINIMUM" >/dev/null 2>&1 <<'PYTHON'
+    local answer
+    answer=$("$1" - "$PYTHON_MINIMUM" 2>/dev/null <<'PYTHON'
 import ensurepip, pathlib, sys, sysconfig, venv
 assert sys.version_info[:2] >= tuple(map(int, sys.argv[1].split(".")))
 assert (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists()
+print("fit")
 PYTHON
+    ) && [[ $answer == fit ]]
 }
 
 pip_install() {
@@ -341,7 +344,8 @@ with_progress() {
     log=$scratch/log
     : >"$log"
     : >"$scratch/status"
-    "$@" >"$log" 2>&1 9<&- </dev/null &
+    # It inherits the lock, which so outlasts a set-up that is killed while, say, pip goes on.
+    "$@" >"$log" 2>&1 </dev/null &
     child=$!
     while kill -0 "$child" 2>/dev/null; do
         sleep 0.1

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The set-up script, on machines that lack something.
+
+A machine is a folder of commands that is the whole PATH, with stand-ins for those that would
+change the real one.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = (
+    "awk bash cat comm cut df dirname dpkg env flock grep mktemp mv python3 rm sed"
+    " sha256sum sleep sort stat tail touch"
+).split()
+EVERYTHING_INSTALLED = (
+    'for name in "$@"; do case $name in -*) ;; *) echo "$name installed" ;; esac; done'
+)
+NOTHING_INSTALLED = "exit 1"
+
+
+class Machine:
+    """A copy of the checkout's set-up and the commands that it may use."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkout = folder / "checkout"
+        self.commands = folder / "commands"
+        self.commands.mkdir()
+        for tool in TOOLS:
+            # The interpreter behind a version manager's stand-in, which would need that manager.
+            found = "/usr/bin/python3" if tool == "python3" else shutil.which(tool)
+            assert found, f"{tool} is missing on this machine"
+            (self.commands / tool).symlink_to(found)
+        shutil.copytree(ROOT / "scripts", self.checkout / "scripts")
+        for name in ("setup.py", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
+            shutil.copy(ROOT / name, self.checkout)
+        self.replace("dpkg-query", EVERYTHING_INSTALLED)
+
+    def replace(self, command: str, script: str) -> None:
+        path = self.commands / command
+        path.unlink(missing_ok=True)
+        path.write_text(f"#!/bin/bash\n{script}\n", encoding="ascii")
+        path.chmod(0o755)
+
+    def list_packages(self, lines: str) -> None:
+        (self.checkout / "scripts" / "packages-run.txt").write_text(lines, encoding="ascii")
+
+    def set_up(self, arguments: Sequence[str] = (), **variables: str) -> tuple[int, str]:
+        done = subprocess.run(
+            ["/bin/bash", str(self.checkout / "scripts" / "setup.sh"), *arguments],
+            env={"PATH": str(self.commands), "HOME": str(self.checkout), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_setup_says_nothing_when_everything_is_there() -> None:
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "setup.sh"), "--dev", "--quiet"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=600,
+        check=True,
+    )
+
+    assert done.stdout == b""
+    assert done.stderr == b""
+
+
+def test_setup_names_the_packages_when_there_is_no_apt(machine: Machine) -> None:
+    machine.replace("dpkg-query", NOTHING_INSTALLED)
+    machine.list_packages("qemu-utils\n")
+
+    status, output = machine.set_up()
+
+    assert status == 1
+    assert "no apt-get" in output
+    assert "qemu-utils" in output
+
+
+def test_setup_installs_only_what_is_missing_and_for_this_machine(
+    machine: Machine, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        machine.replace("sudo", 'while [[ $1 == -* ]]; do shift; done; exec "$@"')
+    machine.replace("dpkg-query", 'echo "present installed"; exit 1')
+    machine.replace(
+        "apt-get", f'[[ " $* " == *" update "* ]] || echo "$@" >{tmp_path}/calls; exit 7'
+    )
+    machine.replace("dpkg", "[[ $1 != --print-architecture ]] || echo amd64")
+    machine.list_packages(
+        "# a comment\npresent\nabsent\nelsewhere [arm64]\nhere [arm64 amd64]\n"
+        "unneeded (cat)\nneeded (no-such-command)\n"
+    )
+    (machine.checkout / "scripts" / "packages-guest.txt").unlink(missing_ok=True)
+
+    status, output = machine.set_up()
+
+    assert status == 1
+    assert "apt-get could not install: absent here needed" in output
+    assert (tmp_path / "calls").read_text().split()[-4:] == ["--", "absent", "here", "needed"]
+
+
+def test_setup_refuses_before_it_starts_when_the_disk_is_too_full(machine: Machine) -> None:
+    machine.replace("df", "echo Avail; echo 10")
+
+    status, output = machine.set_up()
+
+    assert status == 1
+    assert "not enough disk space" in output
+    assert not (machine.checkout / ".venv").exists()
+
+
+def test_setup_names_the_interpreter_when_it_is_not_fit(machine: Machine) -> None:
+    status, output = machine.set_up(PYCLOUD_PYTHON="/bin/true")
+
+    assert status == 1
+    assert "PYCLOUD_PYTHON=/bin/true is not Python 3.11" in output
+
+
+def test_setup_makes_the_environment_anew_when_it_was_interrupted(machine: Machine) -> None:
+    environment = machine.checkout / ".venv"
+    environment.mkdir()
+    (environment / ".pycloud-installing").touch()
+    (environment / "half-written").touch()
+
+    # An index that nobody serves ends the set-up right after the environment is made.
+    status, output = machine.set_up(PIP_INDEX_URL="http://127.0.0.1:9/", PIP_RETRIES="0")
+
+    assert status == 1
+    assert "pip could not install setuptools" in output
+    assert not (environment / "half-written").exists()
+    assert (environment / ".pycloud-installing").exists()
+
+
+def test_setup_explains_itself_when_an_argument_is_unknown(machine: Machine) -> None:
+    status, output = machine.set_up(["--nonsense"])
+
+    assert status == 1
+    assert "Usage:" in output
+    assert "unknown argument: --nonsense" in output
