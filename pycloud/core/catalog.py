@@ -7,7 +7,6 @@ of `intake` and `templates`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from uuid import uuid4
 
 from pycloud.core.model.catalog import (
     MachineSpec,
@@ -22,7 +21,7 @@ from pycloud.core.model.catalog import (
 from pycloud.core.model.identifiers import BlobId, Principal, ServiceId, ServiceVMId, checked_id
 from pycloud.core.model.runtime import Event
 from pycloud.core.ports import Clock, Slice, Store
-from pycloud.errors import Conflict, InvalidInput, StaleRecord
+from pycloud.errors import Conflict, DuplicateRecord, InvalidInput, NotFound, StaleRecord
 
 _MAX_TEXT = 4096
 _MAX_TAGS = 64
@@ -126,32 +125,54 @@ class Catalog:
     def check_draft(self, draft: ServiceDraft) -> None:
         """Raise InvalidInput or DuplicateRecord unless the draft may become a Service."""
         checked_id(draft.id)
+        if self._exists(draft.id):
+            raise DuplicateRecord("service", draft.id)
         check_service(self._from_draft(draft))
 
     def publish(self, draft: ServiceDraft, service_vm: ServiceVM, *, by: Principal) -> Service:
-        """Add a Service with its ServiceVM. Raises DuplicateRecord; then nothing is stored."""
+        """Add a Service with its ServiceVM. Raises DuplicateRecord; then nothing is stored.
+
+        The ServiceVM comes first: a Service is visible to phones at once and has to
+        be startable, while a ServiceVM without one is swept up after a crash.
+        """
         service = replace(self._from_draft(draft), service_vm_id=service_vm.id)
-        stored = self._store.services.add(service)
         self._store.service_vms.add(service_vm)
+        try:
+            stored = self._store.services.add(service)
+        except DuplicateRecord:
+            self._store.service_vms.remove(service_vm.id)
+            raise
         self.record(stored.id, "added", by)
         return stored
 
+    def unpublish(self, service_id: ServiceId, service_vm_id: ServiceVMId) -> None:
+        """Take back what `publish` stored for this ServiceVM; idempotent."""
+        if self.is_published(service_id, service_vm_id):
+            self._store.services.remove(service_id)
+        self._store.service_vms.remove(service_vm_id)
+
+    def is_published(self, service_id: ServiceId, service_vm_id: ServiceVMId) -> bool:
+        """Return whether the Service is there and this is its ServiceVM."""
+        try:
+            return self.service(service_id).service_vm_id == service_vm_id
+        except NotFound:
+            return False
+
     def new_service_vm(
         self,
+        service_vm_id: ServiceVMId,
         service_id: ServiceId,
+        *,
         disk: StoredDisk,
         machine: MachineSpec,
-        *,
-        memory: MemoryState | None = None,
-        source: str = "",
+        source: str,
     ) -> ServiceVM:
         """Return a ServiceVM that is not stored yet."""
         return ServiceVM(
-            id=ServiceVMId(uuid4().hex),
+            id=service_vm_id,
             service_id=service_id,
             disk=disk,
             machine=machine,
-            memory=memory,
             source=source,
             created_at=self._clock.now(),
         )
@@ -190,6 +211,13 @@ class Catalog:
                 actor=by,
             )
         )
+
+    def _exists(self, service_id: ServiceId) -> bool:
+        try:
+            self.service(service_id)
+        except NotFound:
+            return False
+        return True
 
     def _from_draft(self, draft: ServiceDraft) -> Service:
         now = self._clock.now()

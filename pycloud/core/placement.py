@@ -15,10 +15,18 @@ from pycloud.core.model.fleet import Claim, Host
 from pycloud.core.model.identifiers import HostId
 from pycloud.core.model.runtime import PortLease, PortMapping
 from pycloud.core.ports import Clock, HostSensors, Store
-from pycloud.errors import CapacityExceeded, DuplicateRecord, NoFreePort, NotFound, StaleRecord
+from pycloud.errors import (
+    CapacityExceeded,
+    DuplicateRecord,
+    NoFreePort,
+    NotFound,
+    PortInUse,
+    StaleRecord,
+)
 
 _BLOCKED_FOR = timedelta(minutes=5)
 """How long a port that another program holds is left alone."""
+_PORT_ATTEMPTS = 16
 _MIB = 1024 * 1024
 
 
@@ -97,7 +105,7 @@ class Placement:
         """Lease a free host port for a guest port. Raises NoFreePort."""
         low, high = self._options.port_range
         size = high - low + 1
-        begin = random.randrange(size)
+        begin = random.randrange(size)  # noqa: S311  # spreads claims, guards nothing
         for step in range(size):
             port = low + (begin + step) % size
             try:
@@ -106,6 +114,31 @@ class Placement:
                 continue
             return PortMapping(guest_port=guest_port, host_port=port)
         raise NoFreePort(f"all {size} ports of pycloud.port_range {low}-{high} are leased")
+
+    def with_port(
+        self, holder: str, guest_port: int, attempt: Callable[[tuple[PortMapping, ...]], None]
+    ) -> tuple[PortMapping, ...]:
+        """Call `attempt` with a leased port until no other program holds that port.
+
+        A lease that `holder` has already is tried first. Raises NoFreePort.
+        """
+        for _ in range(_PORT_ATTEMPTS):
+            ports = self.ports_of(holder, guest_port) or (self.lease_port(holder, guest_port),)
+            try:
+                attempt(ports)
+            except PortInUse as exc:
+                self.block_port(exc.port)
+                continue
+            return ports
+        raise NoFreePort(
+            f"{_PORT_ATTEMPTS} ports of pycloud.port_range in a row are used by other programs;"
+            " choose another range"
+        )
+
+    def ports_of(self, holder: str, guest_port: int) -> tuple[PortMapping, ...]:
+        """Return what `holder` leased, as a mapping to the guest port."""
+        leases = self._store.port_leases.find({"holder": holder}).items
+        return tuple(PortMapping(guest_port=guest_port, host_port=lease.port) for lease in leases)
 
     def block_port(self, port: int) -> None:
         """Keep a leased port that another program holds from being given out for a while."""

@@ -506,6 +506,14 @@ class HostSensors(Protocol):
         ...
 
 
+class Secrets(Protocol):
+    """Small secrets of this cloudlet, readable by its owner only."""
+
+    def read_or_create(self, name: str) -> str:
+        """Return the secret of this name; a new random one is kept at the first call."""
+        ...
+
+
 # -- the network around -----------------------------------------------------------
 
 

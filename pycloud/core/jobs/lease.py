@@ -152,11 +152,12 @@ class HeldJob:
                 )
                 try:
                     self._job = self._jobs.replace(wanted)
-                    return self._job
                 except StaleRecord:
                     self._reload()
                 except NotFound as exc:
                     raise LeaseLost(f"job {self._job.id} was removed") from exc
+                else:
+                    return self._job
 
     def _reload(self) -> None:
         try:

@@ -105,7 +105,7 @@ class Jobs:
                     return job
                 self._changed.wait(min(left, _FOREIGN_POLL_S))
 
-    def announce(self, job: Job) -> None:
+    def announce(self) -> None:
         """Wake those who wait; called by the runner whenever a Job became final."""
         with self._changed:
             self._changed.notify_all()

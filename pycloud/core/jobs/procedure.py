@@ -59,7 +59,11 @@ class Step:
 
 
 class Recovery(StrEnum):
-    """What happens to a Job whose server died."""
+    """What happens to a Job whose server died.
+
+    ROLL_BACK undoes all steps that began; ROLL_FORWARD goes on at the step that was
+    interrupted, which may find its own effect half made.
+    """
 
     ROLL_BACK = "roll_back"
     ROLL_FORWARD = "roll_forward"

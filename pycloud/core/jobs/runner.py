@@ -222,17 +222,23 @@ class JobRunner:
             log.warning("job_lease_lost", extra={"job_id": held.job.id, "reason": exc.message})
         except JobCancelled as exc:
             self._fail(held, JobState.CANCELLED, exc)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  # a Job always ends with a record
             self._fail(held, JobState.FAILED, exc)
         else:
             self._finish(held, JobState.SUCCEEDED, None)
 
     def _run_steps(self, held: HeldJob, procedure: Procedure) -> None:
         may_cancel = True
+        names = [step.name for step in procedure.steps]
+        first = names.index(held.job.stage) if held.job.stage in names else 0
         with ExitStack() as undo:
             try:
-                for step in procedure.steps:
+                for position, step in enumerate(procedure.steps):
                     may_cancel = may_cancel and not step.final
+                    if position < first:
+                        # Done by the server that died; still to be undone if this fails.
+                        undo.callback(self._undo, held, step)
+                        continue
                     held.enter(step.name, unit=step.unit, may_cancel=may_cancel)
                     undo.callback(self._undo, held, step)
                     self._observe(held, step, "begin")
@@ -311,4 +317,4 @@ class JobRunner:
         fields = {"job_id": job.id, "kind": job.kind, "state": job.state}
         log.info("job_finished", extra=fields | ({"code": failure.code} if failure else {}))
         self._jobs.record(job, str(job.state), actor=Principal(job.created_by))
-        self._jobs.announce(job)
+        self._jobs.announce()

@@ -109,7 +109,10 @@ class Instance:
     start_method: StartMethod | None = None
     timeline: tuple[Phase, ...] = ()
     failure: Failure | None = None
+    serial_output: str = ""
+    """The end of the guest's serial output when a start failed."""
     job_id: JobId
+    """The Job that starts or stops it at present, or did last."""
     idle_timeout_s: int | None = None
     idle_at: datetime | None = None
     """Stopped when this passes and no user is left; renewed by use."""

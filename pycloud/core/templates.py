@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make memory states: boot a ServiceVM once, wait for its service, keep its memory.
+
+The memory is taken when the service has answered, so every later start resumes
+behind the boot. Starting Instances from it is the business of `instances`.
+"""
+
+from pycloud.core.catalog import Catalog
+from pycloud.core.guests import Guests
+from pycloud.core.jobs import Jobs, Lane, Procedure, Recovery, Step, StepContext
+from pycloud.core.jobs.ledger import JobRequest
+from pycloud.core.machines import domain_id_of
+from pycloud.core.model.catalog import Service, ServiceVM
+from pycloud.core.model.identifiers import InstanceId, Principal, ServiceId, ServiceVMId
+from pycloud.core.model.runtime import Job, JobKind
+from pycloud.core.ports import Blobs
+from pycloud.errors import Conflict, NotFound
+
+_LAST_STEP = "free"
+
+
+class Templates:
+    """Memory states of ServiceVMs."""
+
+    def __init__(self, *, catalog: Catalog, jobs: Jobs, guests: Guests, blobs: Blobs) -> None:
+        self._catalog = catalog
+        self._jobs = jobs
+        self._guests = guests
+        self._blobs = blobs
+
+    def request_prepare(self, service_id: ServiceId, *, by: Principal) -> Job:
+        """Ask for a memory state of the Service's current VM. Raises NotFound, Conflict."""
+        if self._guests.options.network.is_bridged:
+            raise Conflict(
+                "guests on a bridge start cold: a saved memory carries the MAC address, so"
+                " two copies would collide; use user-mode networking for instant starts"
+            )
+        service, service_vm = self._catalog.startable(service_id)
+        return self._jobs.submit(
+            JobRequest(
+                kind=JobKind.SERVICE_PREPARE,
+                arguments={"service_id": service.id, "service_vm_id": service_vm.id},
+                resources=(f"service/{service.id}", f"service_vm/{service_vm.id}"),
+                created_by=by,
+            )
+        )
+
+    def procedures(self) -> tuple[Procedure, ...]:
+        """Return the bodies of the Jobs of this capability."""
+        return (
+            Procedure(
+                kind=JobKind.SERVICE_PREPARE,
+                lane=Lane.CONTENT,
+                recovery=Recovery.ROLL_BACK,
+                is_complete=lambda context: context.job.stage == _LAST_STEP,
+                steps=(
+                    Step(name="reserve", run=self._reserve, undo=self._free),
+                    Step(name="boot", run=self._boot, undo=self._destroy),
+                    Step(name="ready", run=self._ready),
+                    Step(name="capture", run=self._capture),
+                    Step(name=_LAST_STEP, run=self._free, final=True),
+                ),
+            ),
+        )
+
+    def _reserve(self, context: StepContext) -> None:
+        service, _ = self._subject(context)
+        self._guests.placement.claim(context.job.id, service.flavor)
+
+    def _boot(self, context: StepContext) -> None:
+        service, service_vm = self._subject(context)
+        owner = _owner(context)
+        self._guests.with_ports(
+            owner,
+            service,
+            lambda ports: self._guests.capture.start_template(
+                self._guests.spec(owner, service, service_vm, ports), context.job.id
+            ),
+        )
+
+    def _ready(self, context: StepContext) -> None:
+        service, _ = self._subject(context)
+        self._guests.await_answer(_owner(context), service, context)
+
+    def _capture(self, context: StepContext) -> None:
+        service, service_vm = self._subject(context)
+        owner = _owner(context)
+        ports = self._guests.placement.ports_of(owner, service.port)
+        spec = self._guests.spec(owner, service, service_vm, ports)
+        memory = self._guests.capture.capture_template(spec, context.job.id)
+        self._catalog.set_memory(service_vm.id, memory)
+        self._catalog.record(service.id, "prepared", context.job.created_by)
+
+    def _destroy(self, context: StepContext) -> None:
+        owner = _owner(context)
+        self._guests.hypervisor.destroy(domain_id_of(owner), owner)
+        self._blobs.discard(context.job.id)
+
+    def _free(self, context: StepContext) -> None:
+        self._guests.placement.release(context.job.id)
+        self._blobs.discard(context.job.id)
+
+    def _subject(self, context: StepContext) -> tuple[Service, ServiceVM]:
+        arguments = context.job.arguments
+        service = self._catalog.service(ServiceId(arguments["service_id"]))
+        if service.service_vm_id != arguments["service_vm_id"]:
+            raise NotFound("service_vm", arguments["service_vm_id"])
+        return service, self._catalog.service_vm(ServiceVMId(arguments["service_vm_id"]))
+
+
+def _owner(context: StepContext) -> InstanceId:
+    return InstanceId(context.job.id)
