@@ -151,6 +151,14 @@ class Catalog:
             self._store.services.remove(service_id)
         self._store.service_vms.remove(service_vm_id)
 
+    def forget_service(self, service_id: ServiceId) -> None:
+        """Take a Service out of the catalogue, so that nobody starts it; idempotent."""
+        self._store.services.remove(service_id)
+
+    def forget_service_vm(self, service_vm_id: ServiceVMId) -> None:
+        """Remove a ServiceVM's record; its content goes when nothing needs it; idempotent."""
+        self._store.service_vms.remove(service_vm_id)
+
     def is_published(self, service_id: ServiceId, service_vm_id: ServiceVMId) -> bool:
         """Return whether the Service is there and this is its ServiceVM."""
         try:

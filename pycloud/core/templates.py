@@ -11,7 +11,13 @@ from pycloud.core.jobs import Jobs, Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.jobs.ledger import JobRequest
 from pycloud.core.machines import domain_id_of
 from pycloud.core.model.catalog import Service, ServiceVM
-from pycloud.core.model.identifiers import InstanceId, Principal, ServiceId, ServiceVMId
+from pycloud.core.model.identifiers import (
+    InstanceId,
+    JobId,
+    Principal,
+    ServiceId,
+    ServiceVMId,
+)
 from pycloud.core.model.runtime import Job, JobKind
 from pycloud.core.ports import Blobs
 from pycloud.errors import Conflict, NotFound
@@ -28,9 +34,18 @@ class Templates:
         self._guests = guests
         self._blobs = blobs
 
-    def request_prepare(self, service_id: ServiceId, *, by: Principal) -> Job:
-        """Ask for a memory state of the Service's current VM. Raises NotFound, Conflict."""
-        if self._guests.options.network.is_bridged:
+    def can_prepare(self) -> bool:
+        """Return whether guests are attached in a way that allows memory states."""
+        return not self._guests.options.network.is_bridged
+
+    def request_prepare(
+        self, service_id: ServiceId, *, job_id: JobId | None = None, by: Principal
+    ) -> Job:
+        """Ask for a memory state of the Service's current VM.
+
+        Raises NotFound, Conflict, and DuplicateRecord if `job_id` was used before.
+        """
+        if not self.can_prepare():
             raise Conflict(
                 "guests on a bridge start cold: a saved memory carries the MAC address, so"
                 " two copies would collide; use user-mode networking for instant starts"
@@ -38,6 +53,7 @@ class Templates:
         service, service_vm = self._catalog.startable(service_id)
         return self._jobs.submit(
             JobRequest(
+                id=job_id,
                 kind=JobKind.SERVICE_PREPARE,
                 arguments={"service_id": service.id, "service_vm_id": service_vm.id},
                 resources=(f"service/{service.id}", f"service_vm/{service_vm.id}"),

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How Services go out: as a `.csvm` package that other cloudlets, also old ones, import.
+
+Old cloudlets want a libvirt save image, which our own memory states are not; so
+the Service is booted once on plain devices and saved when it answers.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import BinaryIO
+
+from pycloud.core.catalog import Catalog
+from pycloud.core.drafts import draft_of
+from pycloud.core.guests import Guests
+from pycloud.core.jobs import Jobs, Lane, Procedure, Recovery, Step, StepContext
+from pycloud.core.jobs.ledger import JobRequest
+from pycloud.core.machines import domain_id_of
+from pycloud.core.model.catalog import Package, Service, ServiceVM
+from pycloud.core.model.identifiers import (
+    BlobId,
+    InstanceId,
+    PackageId,
+    Principal,
+    ServiceId,
+    ServiceVMId,
+)
+from pycloud.core.model.runtime import Job, JobKind
+from pycloud.core.ports import Blobs, Packages, Slice, Store, UnpackedPackage
+from pycloud.errors import NotFound
+
+_PACKAGE = "package"
+_DISK = "disk"
+_STATE = "state"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exports:
+    """Packages made of Services. Safe to use from several threads."""
+
+    store: Store
+    catalog: Catalog
+    jobs: Jobs
+    guests: Guests
+    blobs: Blobs
+    packages: Packages
+    keep_s: int
+
+    def request_export(self, service_id: ServiceId, *, by: Principal) -> Job:
+        """Ask for a package of a Service. Raises NotFound, Conflict."""
+        service, service_vm = self.catalog.startable(service_id)
+        return self.jobs.submit(
+            JobRequest(
+                kind=JobKind.SERVICE_EXPORT,
+                arguments={"service_id": service.id, "service_vm_id": service_vm.id},
+                resources=(f"service/{service.id}", f"service_vm/{service_vm.id}"),
+                created_by=by,
+            )
+        )
+
+    def package(self, package_id: PackageId) -> Package:
+        """Return a finished package. Raises NotFound."""
+        return self.store.packages.get(package_id)
+
+    def list_packages(self, *, limit: int = 50, cursor: str | None = None) -> Slice[Package]:
+        """Return a page of finished packages, oldest first."""
+        return self.store.packages.find(limit=limit, cursor=cursor)
+
+    def open(self, package: Package) -> BinaryIO:
+        """Open a package for reading; the caller closes it."""
+        return self.blobs.open(package.blob.id)
+
+    def remove(self, package_id: PackageId) -> None:
+        """Remove a package; idempotent."""
+        self.store.packages.remove(package_id)
+
+    def drop_expired(self) -> None:
+        """Drop packages that have been kept long enough."""
+        now = self.guests.clock.now()
+        for package in self.store.packages.find().items:
+            if package.expires_at <= now:
+                self.remove(package.id)
+
+    def referenced_blobs(self) -> frozenset[BlobId]:
+        """Return all content that any package needs."""
+        return frozenset(package.blob.id for package in self.store.packages.find().items)
+
+    def procedures(self) -> tuple[Procedure, ...]:
+        """Return the bodies of the Jobs of this capability."""
+        return (
+            Procedure(
+                kind=JobKind.SERVICE_EXPORT,
+                lane=Lane.CONTENT,
+                recovery=Recovery.ROLL_BACK,
+                is_complete=self._is_complete,
+                steps=(
+                    Step(name="reserve", run=self._reserve, undo=self._free),
+                    Step(name="boot", run=self._boot, undo=self._destroy),
+                    Step(name="ready", run=self._ready),
+                    Step(name="save", run=self._save),
+                    Step(name="pack", run=self._pack, unit="bytes"),
+                    Step(name="publish", run=self._publish),
+                    Step(name="free", run=self._free, final=True),
+                ),
+            ),
+        )
+
+    # -- steps -----------------------------------------------------------------------
+
+    def _reserve(self, context: StepContext) -> None:
+        service, _ = self._subject(context)
+        self.guests.placement.claim(context.job.id, service.flavor)
+
+    def _boot(self, context: StepContext) -> None:
+        service, service_vm = self._subject(context)
+        owner = _owner(context)
+        self.guests.with_ports(
+            owner,
+            service,
+            lambda ports: self.guests.hypervisor.start(
+                self.guests.spec(owner, service, service_vm, ports), on_phase=context.mark
+            ),
+        )
+
+    def _ready(self, context: StepContext) -> None:
+        service, _ = self._subject(context)
+        self.guests.await_answer(_owner(context), service, context)
+
+    def _save(self, context: StepContext) -> None:
+        service, service_vm = self._subject(context)
+        owner = _owner(context)
+        ports = self.guests.placement.ports_of(owner, service.port)
+        spec = self.guests.spec(owner, service, service_vm, ports)
+        self.guests.capture.save_image(spec, context.job.id, state=_STATE, disk=_DISK)
+        self.guests.placement.release(owner)
+
+    def _pack(self, context: StepContext) -> None:
+        service, _ = self._subject(context)
+        content = UnpackedPackage(draft=draft_of(service), disk=_DISK, state=_STATE)
+        self.packages.pack(context.job.id, _PACKAGE, content=content, report=context.report)
+
+    def _publish(self, context: StepContext) -> None:
+        service, _ = self._subject(context)
+        now = self.guests.clock.now()
+        package = self.store.packages.add(
+            Package(
+                id=PackageId(context.job.id),
+                service_id=service.id,
+                file_name=f"{service.id}.csvm",
+                blob=self.blobs.adopt(context.job.id, _PACKAGE),
+                job_id=context.job.id,
+                created_at=now,
+                expires_at=now + timedelta(seconds=self.keep_s),
+            )
+        )
+        context.add_result("package_id", package.id)
+        context.add_result("size_bytes", str(package.blob.size_bytes))
+
+    def _destroy(self, context: StepContext) -> None:
+        owner = _owner(context)
+        self.guests.hypervisor.destroy(domain_id_of(owner), owner)
+
+    def _free(self, context: StepContext) -> None:
+        self.guests.placement.release(context.job.id)
+        self.blobs.discard(context.job.id)
+
+    def _is_complete(self, context: StepContext) -> bool:
+        try:
+            package = self.package(PackageId(context.job.id))
+        except NotFound:
+            return False
+        context.add_result("package_id", package.id)
+        return True
+
+    def _subject(self, context: StepContext) -> tuple[Service, ServiceVM]:
+        arguments = context.job.arguments
+        service = self.catalog.service(ServiceId(arguments["service_id"]))
+        return service, self.catalog.service_vm(ServiceVMId(arguments["service_vm_id"]))
+
+
+def _owner(context: StepContext) -> InstanceId:
+    return InstanceId(context.job.id)

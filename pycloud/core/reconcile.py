@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring records, hypervisor, disks and leases into agreement again after anything died.
+
+Runs at start-up and then periodically, on every server. Running VMs are adopted
+and never killed; domains that are not ours are never seen here. What looks
+orphaned is only removed when a second look, one round later, finds it so again,
+because between two writes of a healthy operation everything looks orphaned.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+from pycloud.core.apps import Apps
+from pycloud.core.catalog import Catalog
+from pycloud.core.exports import Exports
+from pycloud.core.guests import Guests
+from pycloud.core.instances import Instances, StopMode
+from pycloud.core.jobs import JobRunner
+from pycloud.core.machines import domain_id_of
+from pycloud.core.model.fleet import DomainInfo
+from pycloud.core.model.identifiers import InstanceId, Principal
+from pycloud.core.model.runtime import (
+    FINAL_JOB_STATES,
+    LIVE_STATES,
+    Failure,
+    Instance,
+    InstanceState,
+    Job,
+    JobState,
+)
+from pycloud.core.ports import Blobs, Store
+from pycloud.core.uploads import Uploads
+from pycloud.core.warm_pool import WarmPool
+from pycloud.errors import CloudletError, IllegalTransition, NotFound
+
+log = logging.getLogger(__name__)
+
+_SYSTEM = Principal("system")
+_MANY = 100_000
+_EXECUTING = frozenset({InstanceState.RUNNING, InstanceState.PAUSED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcileOptions:
+    """How long finished things are kept."""
+
+    keep_finished_s: int
+    keep_events: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Reconciler:
+    """One per server. `run` may be called from one thread at a time."""
+
+    store: Store
+    runner: JobRunner
+    catalog: Catalog
+    apps: Apps
+    uploads: Uploads
+    exports: Exports
+    instances: Instances
+    warm_pool: WarmPool
+    guests: Guests
+    blobs: Blobs
+    options: ReconcileOptions
+    _suspects: frozenset[str] = field(default=frozenset(), init=False)
+    _seen: set[str] = field(default_factory=set, init=False)
+
+    def run(self) -> None:
+        """Make one round; a part that fails is logged and tried again in the next round."""
+        self._seen = set()
+        for part in (
+            self.runner.recover,
+            self._instances_without_job,
+            self._domains,
+            self._leases,
+            self._staging,
+            self._service_vms,
+            self._content,
+            self._deadlines,
+            self._finished,
+            self.warm_pool.maintain,
+        ):
+            _guarded(part)
+        self._suspects = frozenset(self._seen)
+
+    # -- records and reality -----------------------------------------------------------
+
+    def _instances_without_job(self) -> None:
+        """Repair Instances whose request died between two writes."""
+        for instance in self._live_instances():
+            job = self._job_of(instance)
+            if instance.state is InstanceState.STOPPING:
+                if job is None and self._is_orphan(f"stop/{instance.id}"):
+                    self.instances.submit_stop(instance, StopMode.AT_ONCE, _SYSTEM)
+                elif job is not None and job.is_final:
+                    self._stop_again(instance)
+            elif instance.state not in _EXECUTING:
+                over = job is None or job.is_final
+                if over and self._is_orphan(f"start/{instance.id}"):
+                    self._fail(instance, "interrupted", "the start was lost with its server")
+
+    def _stop_again(self, instance: Instance) -> None:
+        renewed = replace(instance, job_id=type(instance.job_id)(f"{instance.id}-stop"))
+        stored = self.store.instances.replace(renewed)
+        self.store.jobs.remove(stored.job_id)
+        self.instances.submit_stop(stored, StopMode.AT_ONCE, _SYSTEM)
+
+    def _domains(self) -> None:
+        """Adopt what runs, fail Instances whose domain died, remove what belongs to nobody."""
+        domains = {domain.owner: domain for domain in self.guests.hypervisor.domains()}
+        for instance in self._live_instances():
+            if instance.state in _EXECUTING:
+                self._compare(instance, domains.get(instance.id))
+        for warm in self.store.warm_domains.find(limit=_MANY).items:
+            if warm.id not in domains and self._is_orphan(f"warm/{warm.id}"):
+                self.store.warm_domains.remove(warm.id)
+        owners = self._owners()
+        for owner in {*domains, *self.guests.hypervisor.disk_owners()} - owners:
+            if self._is_orphan(f"domain/{owner}"):
+                log.warning("orphan_domain_removed", extra={"owner": owner})
+                self.guests.hypervisor.destroy(domain_id_of(owner), owner)
+
+    def _compare(self, instance: Instance, domain: DomainInfo | None) -> None:
+        if domain is None or domain.state in {"shutoff", "crashed"}:
+            if self._is_orphan(f"instance/{instance.id}"):
+                self._end(instance, domain)
+            return
+        adopted = {"running": InstanceState.RUNNING, "paused": InstanceState.PAUSED}
+        state = adopted.get(domain.state, instance.state)
+        if state is not instance.state and self._is_orphan(f"state/{instance.id}"):
+            self.instances.records.move(instance.id, state, by=_SYSTEM)
+
+    def _end(self, instance: Instance, domain: DomainInfo | None) -> None:
+        """Record that a guest ended by itself: a power-off is no failure, a crash is one."""
+        tail = self.guests.view.serial_tail(instance.id, limit_bytes=8192)
+        text = tail.decode("utf-8", "replace")
+        if domain is not None and domain.state == "crashed":
+            message = "the guest crashed; its last serial output is kept"
+        else:
+            message = "the VM ended without having been stopped by pycloud"
+        self.instances.records.change(
+            instance.id, lambda found: replace(found, serial_output=text), by=_SYSTEM
+        )
+        self._fail(instance, "guest_ended", message)
+
+    def _fail(self, instance: Instance, code: str, message: str) -> None:
+        self.guests.hypervisor.destroy(domain_id_of(instance.id), instance.id)
+        self.guests.placement.release(instance.id)
+        failure = Failure(code=code, message=message)
+        self.instances.records.change(
+            instance.id,
+            lambda found: replace(
+                found, state=InstanceState.FAILED, failure=failure, ports=(), users=0
+            ),
+            by=_SYSTEM,
+        )
+
+    def _leases(self) -> None:
+        """Give back room and ports whose holder is gone."""
+        self.guests.placement.unblock_ports()
+        for holder in self.guests.placement.holders() - self._owners():
+            if self._is_orphan(f"holder/{holder}"):
+                self.guests.placement.release(holder)
+
+    def _staging(self) -> None:
+        """Remove staging areas of Jobs and uploads that are over."""
+        jobs = {job.id for job in self._active_jobs()}
+        uploads = {upload.id for upload in self.store.uploads.find(limit=_MANY).items}
+        for area in self.blobs.areas():
+            if area not in jobs and area not in uploads and self._is_orphan(f"area/{area}"):
+                self.blobs.discard(area)
+
+    def _service_vms(self) -> None:
+        """Remove ServiceVMs whose Service is gone and that no Job is about to publish."""
+        if self._active_jobs():
+            return
+        services = {service.id for service in self.catalog.all_services()}
+        for service_vm in self.store.service_vms.find(limit=_MANY).items:
+            lost = service_vm.service_id not in services
+            if lost and self._is_orphan(f"service_vm/{service_vm.id}"):
+                self.catalog.forget_service_vm(service_vm.id)
+
+    def _content(self) -> None:
+        """Remove content that no record refers to, while nothing is being brought in."""
+        complete = (
+            upload
+            for upload in self.store.uploads.find(limit=_MANY).items
+            if upload.offset_bytes == upload.size_bytes
+        )
+        if self._active_jobs() or any(complete):
+            return
+        needed = (
+            self.catalog.referenced_blobs()
+            | self.apps.referenced_blobs()
+            | self.exports.referenced_blobs()
+        )
+        for blob in self.blobs.stored():
+            if blob.id not in needed and self._is_orphan(f"blob/{blob.id}"):
+                self.blobs.remove(blob.id)
+
+    # -- time ------------------------------------------------------------------------
+
+    def _deadlines(self) -> None:
+        self.instances.stop_overdue(by=_SYSTEM)
+        self.uploads.drop_expired()
+        self.exports.drop_expired()
+
+    def _finished(self) -> None:
+        """Forget what ended long ago."""
+        now = self.guests.clock.now()
+        oldest = now - timedelta(seconds=self.options.keep_finished_s)
+        for instance in self._in_states((InstanceState.STOPPED, InstanceState.FAILED)):
+            if instance.updated_at < oldest:
+                self.store.instances.remove(instance.id)
+        for state in FINAL_JOB_STATES:
+            for job in self.store.jobs.find({"state": state}, limit=_MANY).items:
+                if job.finished_at is not None and job.finished_at < oldest:
+                    self.store.jobs.remove(job.id)
+        for reply in self.store.idempotent_replies.find(limit=_MANY).items:
+            if reply.expires_at <= now:
+                self.store.idempotent_replies.remove(reply.id)
+        self.store.events.trim(keep=self.options.keep_events)
+
+    # -- what there is ------------------------------------------------------------------
+
+    def _is_orphan(self, suspect: str) -> bool:
+        """Return whether this was suspected in the last round already; remember it."""
+        self._seen.add(suspect)
+        return suspect in self._suspects
+
+    def _owners(self) -> frozenset[InstanceId]:
+        owners = {instance.id for instance in self._live_instances()}
+        owners |= {warm.id for warm in self.store.warm_domains.find(limit=_MANY).items}
+        for job in self._active_jobs():
+            owners.add(InstanceId(job.id))
+            owners |= {
+                InstanceId(resource.removeprefix("instance/"))
+                for resource in job.resources
+                if resource.startswith("instance/")
+            }
+        return frozenset(owners)
+
+    def _live_instances(self) -> tuple[Instance, ...]:
+        return self._in_states(LIVE_STATES)
+
+    def _in_states(self, states: Iterable[InstanceState]) -> tuple[Instance, ...]:
+        return tuple(
+            instance
+            for state in states
+            for instance in self.store.instances.find({"state": state}, limit=_MANY).items
+        )
+
+    def _active_jobs(self) -> tuple[Job, ...]:
+        return tuple(
+            job
+            for state in (JobState.QUEUED, JobState.RUNNING)
+            for job in self.store.jobs.find({"state": state}, limit=_MANY).items
+        )
+
+    def _job_of(self, instance: Instance) -> Job | None:
+        try:
+            return self.store.jobs.get(instance.job_id)
+        except NotFound:
+            return None
+
+
+def _guarded(part: Callable[[], None]) -> None:
+    try:
+        part()
+    except IllegalTransition as exc:
+        log.info("reconcile_was_overtaken", extra={"reason": exc.message})
+    except CloudletError as exc:
+        log.warning(
+            "reconcile_part_failed",
+            extra={"part": part.__name__, "code": exc.code, "reason": exc.message},
+        )
