@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The composition root: from Settings to a Core. The only importer of adapters.
+
+A URL scheme in the settings chooses each adapter. `assemble` puts any set of
+ports together, which is also how tests get a Core on fakes.
+"""
+
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pycloud import __version__
+from pycloud.adapters.blobs import DiskBlobs
+from pycloud.adapters.clock import SystemClock
+from pycloud.adapters.csvm import CsvmPackages
+from pycloud.adapters.data_directory import DataDirectory
+from pycloud.adapters.discovery import discovery_for
+from pycloud.adapters.discovery import find_cloudlets as find_cloudlets
+from pycloud.adapters.fakes import FakeHypervisor, FakeProbe
+from pycloud.adapters.images import QemuImages
+from pycloud.adapters.libvirt import libvirt_adapters
+from pycloud.adapters.probe import SocketProbe
+from pycloud.adapters.security.token_files import TokenFiles
+from pycloud.adapters.sensors import PsutilSensors
+from pycloud.adapters.store.memory import MemoryStore
+from pycloud.adapters.store.mongo import MongoStore
+from pycloud.adapters.store.sqlite import SqliteStore
+from pycloud.core.access import Access
+from pycloud.core.apps import Apps
+from pycloud.core.catalog import Catalog
+from pycloud.core.exports import Exports
+from pycloud.core.facade import Background, Core
+from pycloud.core.guests import GuestOptions, Guests
+from pycloud.core.instances import Instances, Starting, Stopping
+from pycloud.core.instances.lifecycle import InstanceOptions
+from pycloud.core.instances.records import InstanceRecords
+from pycloud.core.intake import Intake
+from pycloud.core.jobs import JobRunner, Jobs, Lane
+from pycloud.core.jobs.runner import RunnerOptions, StepObserver
+from pycloud.core.machines import NetworkOptions
+from pycloud.core.mailbox import Mailbox
+from pycloud.core.model.fleet import Cloudlet
+from pycloud.core.model.identifiers import HostId
+from pycloud.core.placement import Placement, PlacementOptions
+from pycloud.core.ports import (
+    Blobs,
+    Clock,
+    Discovery,
+    GuestView,
+    HostSensors,
+    Hypervisor,
+    Images,
+    MemoryCapture,
+    Packages,
+    Probe,
+    Secrets,
+    Store,
+)
+from pycloud.core.reconcile import Reconciler, ReconcileOptions
+from pycloud.core.removal import Removal
+from pycloud.core.system import System
+from pycloud.core.templates import Templates
+from pycloud.core.uploads import UploadOptions, Uploads
+from pycloud.core.warm_pool import WarmOptions, WarmPool
+from pycloud.settings import Settings
+
+_MIB = 1024 * 1024
+_GIB = 1024 * _MIB
+_START_WORKERS = 32
+"""Starts mostly wait for a guest; they need threads, not processors."""
+_LOCAL_HOST = HostId("local")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """One adapter for each port."""
+
+    store: Store
+    clock: Clock
+    blobs: Blobs
+    images: Images
+    packages: Packages
+    hypervisor: Hypervisor
+    capture: MemoryCapture
+    view: GuestView
+    probe: Probe
+    sensors: HostSensors
+    discovery: Discovery
+    secrets: Secrets
+
+
+def build_core(settings: Settings, *, observers: Iterable[StepObserver] = ()) -> Core:
+    """Build the Core that the settings describe; nothing runs in the background yet.
+
+    Raises InvalidSettings, StoreError, HypervisorUnavailable is left for the first use.
+    """
+    clock = SystemClock()
+    sensors = PsutilSensors(settings, clock)
+    return assemble(settings, _adapters(settings, clock, sensors), observers=observers)
+
+
+def cloudlet_of(settings: Settings, sensors: HostSensors) -> Cloudlet:
+    """Return who this cloudlet is."""
+    return Cloudlet(
+        name=settings.name or socket.gethostname().split(".", maxsplit=1)[0],
+        fqdn=settings.fqdn or None,
+        address=sensors.published_address(),
+        port=settings.api_port,
+        version=__version__,
+    )
+
+
+def admin_token_path(settings: Settings) -> Path:
+    """Return the file that holds the administrator's token, readable by its owner."""
+    return settings.data_dir / "admin.token"
+
+
+def assemble(settings: Settings, ports: Ports, *, observers: Iterable[StepObserver] = ()) -> Core:
+    """Put the capabilities of the core together on these ports."""
+    cloudlet = cloudlet_of(settings, ports.sensors)
+    jobs = Jobs(ports.store, ports.clock)
+    runner = JobRunner(
+        jobs,
+        store=ports.store,
+        clock=ports.clock,
+        options=_runner_options(settings),
+        observers=observers,
+    )
+    catalog = Catalog(store=ports.store, clock=ports.clock)
+    uploads = Uploads(
+        store=ports.store,
+        blobs=ports.blobs,
+        clock=ports.clock,
+        options=UploadOptions(
+            max_bytes=settings.max_image_gib * _GIB, timeout_s=settings.upload_timeout_s
+        ),
+    )
+    guests = _guests(settings, ports)
+    warm_pool = WarmPool(
+        store=ports.store,
+        catalog=catalog,
+        jobs=jobs,
+        guests=guests,
+        options=_warm_options(settings),
+    )
+    templates = Templates(catalog=catalog, jobs=jobs, guests=guests, blobs=ports.blobs)
+    records = InstanceRecords(store=ports.store, clock=ports.clock)
+    instances = Instances(
+        records=records,
+        catalog=catalog,
+        jobs=jobs,
+        guests=guests,
+        warm_pool=warm_pool,
+        options=InstanceOptions(
+            idle_timeout_s=settings.idle_timeout_s, max_lifetime_s=settings.max_lifetime_s
+        ),
+    )
+    intake = Intake(
+        catalog=catalog,
+        jobs=jobs,
+        uploads=uploads,
+        templates=templates,
+        images=ports.images,
+        packages=ports.packages,
+        hypervisor=ports.hypervisor,
+        capture=ports.capture,
+    )
+    exports = Exports(
+        store=ports.store,
+        catalog=catalog,
+        jobs=jobs,
+        guests=guests,
+        blobs=ports.blobs,
+        packages=ports.packages,
+        keep_s=settings.upload_timeout_s,
+    )
+    removal = Removal(catalog=catalog, jobs=jobs, instances=instances, warm_pool=warm_pool)
+    apps = Apps(
+        store=ports.store,
+        blobs=ports.blobs,
+        clock=ports.clock,
+        uploads=uploads,
+        max_bytes=settings.max_app_mib * _MIB,
+    )
+    system = System(
+        cloudlet=cloudlet,
+        store=ports.store,
+        hypervisor_port=ports.hypervisor,
+        blobs=ports.blobs,
+        sensors=ports.sensors,
+        placement=guests.placement,
+        discovery=ports.discovery,
+    )
+    access = Access(ports.secrets)
+    starting = Starting(records=records, catalog=catalog, guests=guests, warm_pool=warm_pool)
+    runner.register(
+        (
+            starting.procedure(),
+            Stopping(records=records, guests=guests).procedure(),
+            *templates.procedures(),
+            *warm_pool.procedures(),
+            *intake.procedures(),
+            *exports.procedures(),
+            *removal.procedures(),
+        )
+    )
+    reconciler = Reconciler(
+        store=ports.store,
+        runner=runner,
+        catalog=catalog,
+        apps=apps,
+        uploads=uploads,
+        exports=exports,
+        instances=instances,
+        warm_pool=warm_pool,
+        guests=guests,
+        blobs=ports.blobs,
+        options=ReconcileOptions(
+            keep_finished_s=settings.keep_finished_s, keep_events=settings.keep_events
+        ),
+    )
+    return Core(
+        settings=settings,
+        cloudlet=cloudlet,
+        clock=ports.clock,
+        catalog=catalog,
+        intake=intake,
+        exports=exports,
+        removal=removal,
+        templates=templates,
+        instances=instances,
+        apps=apps,
+        uploads=uploads,
+        jobs=jobs,
+        mailbox=Mailbox(store=ports.store, clock=ports.clock),
+        access=access,
+        system=system,
+        events=ports.store.events,
+        replies=ports.store.idempotent_replies,
+        background=Background(
+            store=ports.store,
+            runner=runner,
+            reconciler=reconciler,
+            discovery=ports.discovery,
+            access=access,
+            system=system,
+            clock=ports.clock,
+            reconcile_s=settings.reconcile_s,
+        ),
+    )
+
+
+# -- adapters by URL ---------------------------------------------------------------
+
+
+def _adapters(settings: Settings, clock: Clock, sensors: HostSensors) -> Ports:
+    data = DataDirectory(settings.data_dir)
+    blobs = DiskBlobs(data)
+    hypervisor: Hypervisor
+    capture: MemoryCapture
+    view: GuestView
+    probe: Probe
+    if settings.hypervisor.startswith("fake:"):
+        fake = FakeHypervisor(blobs, clock=clock)
+        hypervisor, capture, view, probe = fake, fake, fake, FakeProbe(clock)
+    else:
+        hypervisor, capture, view = libvirt_adapters(
+            settings.hypervisor, data=data, blobs=blobs, settings=settings, clock=clock
+        )
+        probe = SocketProbe(clock, view.accepts)
+    return Ports(
+        store=_store(settings, data),
+        clock=clock,
+        blobs=blobs,
+        images=QemuImages(data, blobs, settings),
+        packages=CsvmPackages(data, settings),
+        hypervisor=hypervisor,
+        capture=capture,
+        view=view,
+        probe=probe,
+        sensors=sensors,
+        discovery=discovery_for(settings, cloudlet_of(settings, sensors), clock),
+        secrets=TokenFiles(data),
+    )
+
+
+def _store(settings: Settings, data: DataDirectory) -> Store:
+    if settings.store == "memory:":
+        return MemoryStore()
+    if settings.store.startswith("mongodb"):
+        return MongoStore(settings.store)
+    named = settings.store.removeprefix("sqlite:///")
+    return SqliteStore(Path(named).expanduser() if named else data.root / "store.sqlite3")
+
+
+# -- options -------------------------------------------------------------------------
+
+
+def _runner_options(settings: Settings) -> RunnerOptions:
+    return RunnerOptions(
+        server_id=f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}",
+        lease_s=settings.job_lease_s,
+        workers={
+            Lane.INSTANCES: _START_WORKERS,
+            Lane.CONTENT: settings.job_workers,
+            Lane.BACKGROUND: 1,
+        },
+    )
+
+
+def _guests(settings: Settings, ports: Ports) -> Guests:
+    placement = Placement(
+        store=ports.store,
+        clock=ports.clock,
+        sensors=ports.sensors,
+        options=PlacementOptions(
+            host_id=_LOCAL_HOST,
+            max_instances=settings.max_instances,
+            reserved_memory_mib=settings.reserved_memory_mib,
+            memory_overcommit=settings.memory_overcommit,
+            port_range=settings.port_range,
+        ),
+    )
+    return Guests(
+        hypervisor=ports.hypervisor,
+        capture=ports.capture,
+        view=ports.view,
+        probe=ports.probe,
+        sensors=ports.sensors,
+        placement=placement,
+        clock=ports.clock,
+        options=GuestOptions(
+            network=NetworkOptions(
+                bridge=settings.network_bridge, outbound=settings.guest_outbound
+            ),
+            publish_bind=settings.publish_bind,
+            start_timeout_s=settings.start_timeout_s,
+            stop_timeout_s=settings.stop_timeout_s,
+        ),
+    )
+
+
+def _warm_options(settings: Settings) -> WarmOptions:
+    return WarmOptions(
+        total=settings.warm_total,
+        per_service=settings.warm_per_service,
+        popular_s=settings.warm_popular_s,
+        min_free_mib=settings.warm_min_free_mib,
+    )
