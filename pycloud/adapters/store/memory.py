@@ -13,7 +13,7 @@ from typing import Generic
 from pycloud.adapters.store.documents import Document, checked_text, clamped, codec_for
 from pycloud.adapters.store.kinds import D, Kind
 from pycloud.adapters.store.pages import checked_limit, cut_page, position_of, read_cursor
-from pycloud.adapters.store.records import Records, lost_race
+from pycloud.adapters.store.records import Records, first_revision, lost_race
 from pycloud.core.model.runtime import Event
 from pycloud.core.ports import Slice
 from pycloud.errors import DuplicateRecord, NotFound, StoreUnavailable
@@ -47,7 +47,7 @@ class MemoryRepository(Generic[D]):
         self._codec = codec_for(kind.record_class)
         self._check_open = check_open
         self._documents: dict[str, Document] = {}
-        self._revision = 0
+        self._revision = first_revision()
         self._lock = Lock()
 
     def add(self, record: D) -> D:
@@ -128,7 +128,7 @@ class MemoryRepository(Generic[D]):
         ]
 
     def revision(self) -> int:
-        """Return the number of writes so far."""
+        """Return a number that changes with every write."""
         self._check_open()
         return self._revision
 

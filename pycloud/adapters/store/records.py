@@ -5,6 +5,7 @@ The databases differ in how a repository reads and writes; which repositories th
 are, and how errors name records, is the same for all and stands here.
 """
 
+import secrets
 from typing import Protocol
 
 from pycloud.adapters.store import kinds
@@ -56,3 +57,12 @@ def lost_race(kind: str, record_id: str, *, found: object) -> CloudletError:
     `found` is what was read under the id afterwards, None if there is nothing.
     """
     return NotFound(kind, record_id) if found is None else StaleRecord(kind, record_id)
+
+
+def first_revision() -> int:
+    """Draw the number from which the writes to a new store are counted.
+
+    Were it always the same, clients could take what they cached from a store that is
+    gone for the content of this one. Exact as a double, like all its successors.
+    """
+    return secrets.randbelow(2**48)

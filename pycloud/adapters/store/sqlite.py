@@ -180,7 +180,7 @@ class SqliteRepository(Generic[D]):
         return int(number)
 
     def revision(self) -> int:
-        """Return the number of writes to this kind, by any process, so far."""
+        """Return a number that changes with every write to this kind, by any process."""
         row = self._database.row(self._sql.revision)
         return 0 if row is None else int(row[0])
 

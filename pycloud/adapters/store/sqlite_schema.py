@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pycloud.adapters.store.kinds import KINDS, SCHEMA_VERSION
+from pycloud.adapters.store.records import first_revision
 from pycloud.errors import SchemaTooNew, StoreError
 
 APPLICATION_ID = 0x70796364
@@ -50,7 +51,7 @@ def create_tables(connection: sqlite3.Connection) -> None:
         )
         for index, fields in _indices(kind.name, kind.indexed):
             connection.execute(f"CREATE INDEX {index} ON {kind.name} ({', '.join(fields)})")
-        connection.execute("INSERT INTO revision VALUES (?, 0)", (kind.name,))
+        connection.execute("INSERT INTO revision VALUES (?, ?)", (kind.name, first_revision()))
     # AUTOINCREMENT remembers the highest number even when all events were dropped.
     connection.execute(
         "CREATE TABLE event (sequence INTEGER PRIMARY KEY AUTOINCREMENT,"
