@@ -17,7 +17,6 @@ from pycloud.adapters.clock import SystemClock
 from pycloud.adapters.csvm import CsvmPackages
 from pycloud.adapters.data_directory import DataDirectory
 from pycloud.adapters.discovery import discovery_for
-from pycloud.adapters.discovery import find_cloudlets as find_cloudlets
 from pycloud.adapters.fakes import FakeHypervisor, FakeProbe
 from pycloud.adapters.images import QemuImages
 from pycloud.adapters.libvirt import libvirt_adapters
@@ -58,7 +57,7 @@ from pycloud.core.ports import (
     Secrets,
     Store,
 )
-from pycloud.core.reconcile import Reconciler, ReconcileOptions
+from pycloud.core.reconcile import ReconcileOptions, Reconciler
 from pycloud.core.removal import Removal
 from pycloud.core.system import System
 from pycloud.core.templates import Templates
