@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GuestView port: what can be seen of a guest without its help. Changes nothing."""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any
+
+import libvirt
+
+from pycloud.adapters.libvirt.connection import LibvirtRefused
+from pycloud.adapters.libvirt.domains import PAUSED, RUNNING
+from pycloud.adapters.libvirt.host import LibvirtHost
+from pycloud.adapters.libvirt.monitor import LISTENING
+from pycloud.core.model.identifiers import DomainId, InstanceId
+from pycloud.errors import DomainNotFound, HypervisorError
+
+# States of a connection in which the guest's own answer is still to come, or was a refusal.
+_NOT_ACCEPTED = frozenset({LISTENING, "NONE", "CLOSED", "LISTEN", "SYN_SENT", "SYN_RCVD"})
+
+
+class LibvirtGuestView:
+    """Looks at domains of this cloudlet."""
+
+    def __init__(self, host: LibvirtHost) -> None:
+        self._host = host
+
+    def serial_tail(self, owner: InstanceId, *, limit_bytes: int) -> bytes:
+        """Return the end of the guest's serial output, b"" if there is none."""
+        return _tail(self._host.files.serial_log(owner), max(0, limit_bytes))
+
+    def is_alive(self, domain_id: DomainId) -> bool:
+        """Return whether the guest executes or was paused on request."""
+        domain = self._host.domains.find(domain_id)
+        return domain is not None and domain.state in {RUNNING, PAUSED}
+
+    def accepts(self, domain_id: DomainId, host_port: int) -> bool:
+        """Return whether a connection to a published port got beyond the emulator."""
+        try:
+            self._host.domains.require(domain_id)
+            connections = self._host.monitor(domain_id).connections()
+        except (DomainNotFound, LibvirtRefused):
+            return False
+        return any(
+            item.host_port == host_port and item.state not in _NOT_ACCEPTED for item in connections
+        )
+
+    def address(self, domain_id: DomainId) -> str | None:
+        """Return the IPv4 address that the host's neighbour table has for the guest's card."""
+        if self._host.domains.find(domain_id) is None:
+            return None
+
+        def call(handle: Any) -> Any:  # Any: libvirt ships no types.
+            domain = handle.lookupByUUIDString(domain_id)
+            return domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_ARP)
+
+        try:
+            interfaces = self._host.connection.run(call)
+        except LibvirtRefused:
+            return None
+        for interface in interfaces.values():
+            for entry in interface["addrs"] or ():
+                if ipaddress.ip_address(entry["addr"]).version == 4:
+                    return str(entry["addr"])
+        return None
+
+
+def _tail(path: Path, limit_bytes: int) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - limit_bytes))
+            return stream.read(limit_bytes)
+    except FileNotFoundError:
+        return b""
+    except OSError as exc:
+        raise HypervisorError(f"the serial output cannot be read: {exc}") from exc

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the three ports of this package share: one libvirt, one data directory, one clock."""
+
+import threading
+
+from pycloud.adapters.data_directory import DataDirectory
+from pycloud.adapters.libvirt.capabilities import process_owner, read_facts
+from pycloud.adapters.libvirt.connection import Connection
+from pycloud.adapters.libvirt.disks import InstanceFiles
+from pycloud.adapters.libvirt.domain_plan import ProcessOwner
+from pycloud.adapters.libvirt.domains import DomainControl, cloudlet_mark
+from pycloud.adapters.libvirt.monitor import Monitor
+from pycloud.adapters.libvirt.planner import Planner
+from pycloud.adapters.libvirt.starting import Starter
+from pycloud.core.model.fleet import HypervisorFacts
+from pycloud.core.model.identifiers import DomainId, InstanceId
+from pycloud.core.model.runtime import PortMapping
+from pycloud.core.ports import Clock
+from pycloud.settings import Settings
+
+
+class LibvirtHost:
+    """One host's libvirt and the parts that work on it."""
+
+    def __init__(self, uri: str, *, data: DataDirectory, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._facts: HypervisorFacts | None = None
+        self._owner: tuple[ProcessOwner | None] | None = None
+        self.clock = clock
+        self.data = data
+        self.connection = Connection(uri)
+        self.domains = DomainControl(self.connection, mark=cloudlet_mark(data.root))
+        self.files = InstanceFiles(data, tool_timeout_s=settings.tool_timeout_s)
+        self.planner = Planner(
+            facts=self.facts,
+            process_owner=self.process_owner,
+            translation_cache_mib=settings.emulator_tb_mib,
+        )
+        self.starter = Starter(
+            connection=self.connection,
+            domains=self.domains,
+            files=self.files,
+            planner=self.planner,
+            clock=clock,
+        )
+
+    def facts(self) -> HypervisorFacts:
+        """Return what libvirt and QEMU can do, read once."""
+        with self._lock:
+            if self._facts is None:
+                self._facts = read_facts(self.connection, cpu_model=self._settings.cpu_model)
+            return self._facts
+
+    def process_owner(self) -> ProcessOwner | None:
+        """Return under which account emulators must be put, read once."""
+        with self._lock:
+            if self._owner is None:
+                self._owner = (process_owner(self.connection),)
+            return self._owner[0]
+
+    def monitor(self, domain_id: DomainId) -> Monitor:
+        """Return the monitor of a domain that is known to be ours."""
+        return Monitor(self.connection, domain_id)
+
+    def publish(self, domain_id: DomainId, forwards: tuple[PortMapping, ...]) -> None:
+        """Let a domain listen on its host ports. Raises PortInUse."""
+        if forwards:
+            self.monitor(domain_id).add_forwards(forwards, bind=self._settings.publish_bind)
+
+    def discard(self, domain_id: DomainId, owner: InstanceId) -> None:
+        """End a domain of ours and remove its files; idempotent."""
+        self.domains.destroy(domain_id)
+        self.files.remove(owner)
