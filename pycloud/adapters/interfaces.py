@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 import ifaddr
+import psutil
 
 LOOPBACK_ADDRESS = "127.0.0.1"
 _BEYOND_THE_GATEWAY = ("198.51.100.1", 9)
@@ -37,6 +38,24 @@ def interface_addresses() -> tuple[InterfaceAddress, ...]:
         for ip in adapter.ips
         if ip.is_IPv4
     )
+
+
+def multicast_addresses(names: Sequence[str] = ()) -> tuple[InterfaceAddress, ...]:
+    """Return the addresses of interfaces that are up and fit for discovery.
+
+    With `names`, those of these interfaces; else all but loopback; else, if there is
+    nothing else, loopback.
+    """
+    states = psutil.net_if_stats()
+    running = [
+        item
+        for item in interface_addresses()
+        if (state := states.get(item.interface.partition(":")[0])) is not None and state.isup
+    ]
+    if names:
+        return tuple(item for item in running if item.interface.partition(":")[0] in names)
+    outside = tuple(item for item in running if not item.is_loopback)
+    return outside or tuple(running)
 
 
 def default_route_address() -> str | None:
