@@ -59,9 +59,9 @@ class InstanceFiles:
             raise HypervisorError(f"the stored content {blob_id} is missing")
         return path
 
-    def disk_files(self, owner: InstanceId, disk: StoredDisk) -> DiskFiles:
-        """Return the layers of a guest's disk as `make_disk` made them."""
-        return DiskFiles(overlay=self._directory(owner) / _OVERLAY, layers=self.layers(disk))
+    def overlay(self, owner: InstanceId) -> Path:
+        """Return where a guest's copy-on-write layer lies."""
+        return self._directory(owner) / _OVERLAY
 
     def serial_log(self, owner: InstanceId) -> Path:
         """Return where a guest's serial output is kept."""
@@ -81,27 +81,27 @@ class InstanceFiles:
             sorted(InstanceId(entry.name) for entry in self._data.instances_dir().iterdir())
         )
 
-    def keep_two_layers(self, files: DiskFiles) -> None:
+    def keep_two_layers(self, overlay: Path, layers: tuple[Path, ...]) -> None:
         """Merge the layer below into the overlay if the chain would become too long.
 
         A stored disk has two layers at most. Works in place on the overlay.
         """
-        if len(files.layers) < 2:
+        if len(layers) < 2:
             return
-        above, base = files.layers
+        above, base = layers
         options = {"driver": "qcow2", "file": {"driver": "file", "filename": str(above)}}
         chain = {**options, "backing": _node(base)}
-        name = str(files.overlay)
+        name = str(overlay)
         self._run(
             "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", f"json:{json.dumps(chain)}", name
         )
         self._run("rebase", "-f", "qcow2", "-F", "qcow2", "-b", str(base), name)
         self._run("rebase", "-u", "-f", "qcow2", "-b", "", name)
 
-    def flatten(self, files: DiskFiles, target: Path) -> None:
-        """Write the overlay and all layers below it as one plain qcow2 file."""
+    def flatten(self, overlay: Path, layers: tuple[Path, ...], target: Path) -> None:
+        """Write an overlay and all layers below it as one plain qcow2 file."""
         node: dict[str, object] = {}
-        for path in reversed((files.overlay, *files.layers)):
+        for path in reversed((overlay, *layers)):
             node = {**_node(path), "backing": node or None}
         self._run("convert", "-O", "qcow2", "--", f"json:{json.dumps(node)}", str(target))
 

@@ -153,10 +153,14 @@ class RamFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskFiles:
-    """The copy-on-write layer of one guest and the read-only layers below, topmost first."""
+    """The copy-on-write layer of one guest and the read-only layers below, topmost first.
+
+    With `layers` None nothing is said about what lies below, and libvirt looks into the
+    image for it; only for descriptions given away.
+    """
 
     overlay: Path
-    layers: tuple[Path, ...] = ()
+    layers: tuple[Path, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

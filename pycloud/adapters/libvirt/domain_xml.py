@@ -8,6 +8,7 @@ a guest consists of stands in the plan.
 import json
 import xml.etree.ElementTree as ET  # only written here, never parsed
 from collections.abc import Iterator
+from pathlib import Path
 
 from pycloud.adapters.libvirt.domain_plan import (
     BridgeLink,
@@ -172,19 +173,24 @@ def _add_disk(devices: ET.Element, hardware: Hardware, files: DiskFiles) -> None
     disk = ET.SubElement(devices, "disk", type="file", device="disk")
     ET.SubElement(disk, "driver", name="qemu", type="qcow2", cache="writeback", discard="unmap")
     ET.SubElement(disk, "source", file=str(files.overlay))
-    below = disk
-    for layer in files.layers:
-        below = ET.SubElement(below, "backingStore", type="file")
-        ET.SubElement(below, "format", type="qcow2")
-        ET.SubElement(below, "source", file=str(layer))
-    # An empty element ends the chain, so that no layer is searched for a name of another file.
-    ET.SubElement(below, "backingStore")
+    if files.layers is not None:
+        _add_layers(disk, files.layers)
     is_virtio = hardware.disk.bus is DiskBus.VIRTIO
     ET.SubElement(disk, "target", dev="vda" if is_virtio else "hda", bus=hardware.disk.bus.value)
     if hardware.disk.address is not None:
         _add_address(disk, hardware.disk.address)
     elif not is_virtio:
         ET.SubElement(disk, "address", type="drive", controller="0", bus="0", target="0", unit="0")
+
+
+def _add_layers(disk: ET.Element, layers: tuple[Path, ...]) -> None:
+    below = disk
+    for layer in layers:
+        below = ET.SubElement(below, "backingStore", type="file")
+        ET.SubElement(below, "format", type="qcow2")
+        ET.SubElement(below, "source", file=str(layer))
+    # An empty element ends the chain, so that no layer is searched for a name of another file.
+    ET.SubElement(below, "backingStore")
 
 
 def _add_controllers(devices: ET.Element, hardware: Hardware) -> None:
@@ -246,7 +252,7 @@ def _restricted_network(plan: Plan) -> Iterator[str]:
         "id": "nic0",
         "mac": nic.mac_address,
         "bus": "pci.0" if is_i440fx else "pcie.0",
-        "addr": f"0x{nic.address.slot:x}",
+        "addr": f"0x{nic.address.slot:x}.{nic.address.function:x}",
     }
     if nic.rom is OptionRom.NONE:
         device["romfile"] = ""

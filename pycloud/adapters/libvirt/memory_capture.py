@@ -10,15 +10,25 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
+from pycloud.adapters.libvirt.capabilities import supports_machine
 from pycloud.adapters.libvirt.domain_plan import Role
 from pycloud.adapters.libvirt.domain_xml import render
 from pycloud.adapters.libvirt.domains import RUNNING, OwnDomain
 from pycloud.adapters.libvirt.driver import forwards_of, undone_on_failure
 from pycloud.adapters.libvirt.host import LibvirtHost
 from pycloud.adapters.libvirt.ram_files import make_ram_file
-from pycloud.core.model.catalog import BlobRef, MemoryKind, MemoryState, StoredDisk
-from pycloud.core.ports import Blobs, DomainSpec
-from pycloud.errors import HypervisorError, InsufficientStorage
+from pycloud.adapters.libvirt.save_format import read_header
+from pycloud.adapters.libvirt.save_image import replace_description, save
+from pycloud.adapters.libvirt.saved_hardware import read_saved_guest
+from pycloud.core.model.catalog import (
+    BlobRef,
+    MachineSpec,
+    MemoryKind,
+    MemoryState,
+    StoredDisk,
+)
+from pycloud.core.ports import Blobs, BridgedNetwork, DomainSpec
+from pycloud.errors import HypervisorError, InsufficientStorage, StateUnusable
 
 _RAM, _DEVICES, _DISK = "ram", "devices", "disk"
 _WRITE_TIMEOUT_S = 120.0
@@ -71,6 +81,55 @@ class LibvirtMemoryCapture:
                 machine=spec.machine,
             )
 
+    def save_image(self, spec: DomainSpec, area: str, *, state: str, disk: str) -> None:
+        """Save a running guest and stage its state and its disk, all layers merged."""
+        domain = self._host.domains.require(spec.domain_id)
+        if isinstance(spec.network, BridgedNetwork):
+            raise StateUnusable("a guest on a bridge cannot be saved for others")
+        wanted = (spec.owner, Role.INSTANCE, RUNNING)
+        if (domain.tag.owner, domain.tag.role, domain.state) != wanted or spec.memory is not None:
+            raise HypervisorError(f"domain {spec.domain_id} is no plain running guest")
+        with ExitStack() as stack:
+            stack.callback(self._host.discard, spec.domain_id, spec.owner)
+            target = self._host.data.staged_path(area, state)
+            save(self._host.connection, spec.domain_id, target)
+            replace_description(target, render(self._host.planner.portable(spec)))
+            files = self._host.files
+            files.flatten(
+                files.overlay(spec.owner),
+                files.layers(spec.disk),
+                self._host.data.staged_path(area, disk),
+            )
+
+    def adopt_save_image(self, area: str, name: str, *, disk: StoredDisk) -> MemoryState:
+        """Adopt a save image whose guest our own builder can rebuild."""
+        with self._blobs.open_staged(area, name) as stream:
+            saved = read_saved_guest(read_header(stream).description)
+        self._check_runnable(saved.machine)
+        return MemoryState(
+            kind=MemoryKind.SAVE_IMAGE,
+            memory=self._blobs.adopt(area, name),
+            disk=disk,
+            memory_mib=saved.memory_mib,
+            vcpus=saved.vcpus,
+            machine=saved.machine,
+        )
+
+    def _check_runnable(self, machine: MachineSpec) -> None:
+        """Raise StateUnusable if the emulator here cannot be that machine."""
+        facts = self._host.facts()
+        if machine.accelerator != facts.accelerator:
+            raise StateUnusable(
+                f"the guest was saved with {machine.accelerator}, guests run with"
+                f" {facts.accelerator} here: {facts.accelerator_reason}"
+            )
+        if machine.architecture.value != facts.architecture or not supports_machine(
+            self._host.connection,
+            architecture=machine.architecture.value,
+            machine=machine.machine,
+        ):
+            raise StateUnusable(f"QEMU knows no machine {machine.machine!r} here")
+
     def _write_devices(self, spec: DomainSpec, target: Path) -> None:
         monitor = self._host.monitor(spec.domain_id)
         try:
@@ -82,9 +141,10 @@ class LibvirtMemoryCapture:
 
     def _adopt_disk(self, spec: DomainSpec, area: str) -> StoredDisk:
         """Move what the guest wrote into the content store, as a layer on its base."""
-        files = self._host.files.disk_files(spec.owner, spec.disk)
-        self._host.files.keep_two_layers(files)
-        files.overlay.replace(self._host.data.staged_path(area, _DISK))
+        files = self._host.files
+        overlay = files.overlay(spec.owner)
+        files.keep_two_layers(overlay, files.layers(spec.disk))
+        overlay.replace(self._host.data.staged_path(area, _DISK))
         base: BlobRef = spec.disk.backing or spec.disk.blob
         return StoredDisk(
             blob=self._blobs.adopt(area, _DISK),

@@ -125,18 +125,22 @@ class Monitor:
 
         Raises PortInUse, and then has taken back what it added.
         """
-        present = {item.host_port for item in self.connections() if item.state == LISTENING}
         added: list[PortMapping] = []
         for mapping in forwards:
-            if mapping.host_port in present:
-                continue
             rule = f"tcp:{bind}:{mapping.host_port}-:{mapping.guest_port}"
             complaint = self.human(f"hostfwd_add {NETDEV_ID} {rule}").strip()
-            if complaint:
+            if not complaint:
+                added.append(mapping)
+            elif not self._listens_on(mapping):
                 for earlier in added:
                     self.human(f"hostfwd_remove {NETDEV_ID} tcp:{bind}:{earlier.host_port}")
                 raise _forward_error(mapping, complaint)
-            added.append(mapping)
+
+    def _listens_on(self, mapping: PortMapping) -> bool:
+        wanted = UserConnection(
+            state=LISTENING, host_port=mapping.host_port, guest_port=mapping.guest_port
+        )
+        return wanted in self.connections()
 
 
 def parse_connections(printed: str) -> tuple[UserConnection, ...]:

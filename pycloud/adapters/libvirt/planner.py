@@ -17,6 +17,7 @@ from pycloud.adapters.libvirt.domain_plan import (
     DiskFiles,
     Hardware,
     Incoming,
+    PlainUserLink,
     Plan,
     ProcessOwner,
     RamAccess,
@@ -30,6 +31,9 @@ from pycloud.core.model.catalog import MemoryKind, MemoryState
 from pycloud.core.model.fleet import HypervisorFacts
 from pycloud.core.ports import BridgedNetwork, DomainSpec, UserNetwork
 from pycloud.errors import HypervisorError, StateUnusable
+
+_ANY_DISK = Path("/var/lib/pycloud/disk.qcow2")
+"""Stands where whoever restores a save image puts the path of his own disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +105,24 @@ class Planner:
     def restored(self, spec: DomainSpec, placement: Placement, hardware: Hardware) -> Plan:
         """Plan a guest whose devices a saved state dictates."""
         return self._plan(spec, placement, hardware)
+
+    def portable(self, spec: DomainSpec) -> Plan:
+        """Plan what another cloudlet reads in a save image: plain devices, no files of ours."""
+        mac_address = USER_NETWORK_MAC
+        return Plan(
+            name=domain_name(spec.owner),
+            domain_id=spec.domain_id,
+            tag=None,
+            machine=spec.machine,
+            os_type=spec.os_type,
+            vcpus=spec.vcpus,
+            memory_mib=spec.memory_mib,
+            hardware=standard_hardware(spec.machine, spec.os_type, mac_address=mac_address),
+            disk=DiskFiles(overlay=_ANY_DISK, layers=None),
+            link=PlainUserLink(),
+            generation_id=str(uuid.uuid4()),
+            translation_cache_mib=self._translation_cache_mib,
+        )
 
     def _plan(self, spec: DomainSpec, placement: Placement, hardware: Hardware) -> Plan:
         network = spec.network

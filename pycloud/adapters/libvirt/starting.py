@@ -13,6 +13,9 @@ from pycloud.adapters.libvirt.domains import DomainControl
 from pycloud.adapters.libvirt.monitor import Monitor
 from pycloud.adapters.libvirt.planner import Placement, Planner
 from pycloud.adapters.libvirt.ram_files import prepare_private_mapping
+from pycloud.adapters.libvirt.save_format import read_header
+from pycloud.adapters.libvirt.save_image import restore
+from pycloud.adapters.libvirt.saved_hardware import read_saved_guest
 from pycloud.core.model.catalog import MemoryKind, MemoryState
 from pycloud.core.ports import Clock, DomainSpec, PhaseSink
 from pycloud.errors import (
@@ -23,6 +26,7 @@ from pycloud.errors import (
 )
 
 _LOAD_TIMEOUT_S = 60.0
+_FIFO = "state.fifo"
 
 
 class Starter:
@@ -57,8 +61,8 @@ class Starter:
                 on_phase("domain")
             case MemoryState(kind=MemoryKind.TEMPLATE):
                 self._clone(spec, spec.memory, placement, on_phase)
-            case _:
-                raise StateUnusable("save images are not restored yet")
+            case MemoryState():
+                self._restore(spec, spec.memory, placement, on_phase)
 
     def place(self, spec: DomainSpec, tag: Tag) -> Placement:
         """Make the disk of a new domain and say where its own files are."""
@@ -83,4 +87,23 @@ class Starter:
             raise
         except (HypervisorError, OSError) as exc:
             raise StateUnusable(f"the memory state cannot be resumed here: {exc}") from exc
+        on_phase("state")
+
+    def _restore(
+        self, spec: DomainSpec, memory: MemoryState, placement: Placement, on_phase: PhaseSink
+    ) -> None:
+        image = self._files.content(memory.memory.id)
+        try:
+            with image.open("rb") as stream:
+                saved = read_saved_guest(read_header(stream).description)
+            if (saved.memory_mib, saved.vcpus) != (spec.memory_mib, spec.vcpus):
+                raise StateUnusable("the save image holds another amount of memory or processors")
+            description = render(self._planner.restored(spec, placement, saved.hardware))
+            fifo = self._files.scratch(spec.owner, _FIFO)
+            restore(self._connection, image, description, fifo=fifo)
+        except (HypervisorUnavailable, InsufficientStorage):
+            raise
+        except (HypervisorError, OSError) as exc:
+            raise StateUnusable(f"the save image cannot be resumed here: {exc}") from exc
+        # libvirt makes the domain and loads its memory in one call.
         on_phase("state")
