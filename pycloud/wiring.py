@@ -265,9 +265,10 @@ def _adapters(settings: Settings, clock: Clock, sensors: HostSensors) -> Ports:
         fake = FakeHypervisor(blobs, clock=clock)
         hypervisor, capture, view, probe = fake, fake, fake, FakeProbe(clock)
     else:
-        hypervisor, capture, view = libvirt_adapters(
+        libvirt = libvirt_adapters(
             settings.hypervisor, data=data, blobs=blobs, settings=settings, clock=clock
         )
+        hypervisor, capture, view = libvirt.hypervisor, libvirt.memory_capture, libvirt.guest_view
         probe = SocketProbe(clock, view.accepts)
     return Ports(
         store=_store(settings, data),
