@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instances: start, look, pause, resume, leave, stop."""
+
+from pyramid.response import Response
+
+from pycloud.api.replies import (
+    awaited_job,
+    job_location,
+    job_reply,
+    json_reply,
+    page_reply,
+    tagged_reply,
+    viewer_of,
+)
+from pycloud.api.schemas.runtime import instance_json, job_json
+from pycloud.core.instances import Join, StartRequest, StopMode
+from pycloud.core.model.identifiers import InstanceId, ServiceId
+from pycloud.core.model.runtime import Instance, Job
+from pycloud.web.request import Request
+
+
+def list_instances(request: Request) -> Response:
+    """List Instances: all for an administrator, their own for everybody else."""
+    query, viewer = request.checked.query, viewer_of(request)
+    where = {
+        name: value
+        for name, value in (
+            ("service_id", query["service_id"]),
+            ("state", query["state"]),
+            ("owner", None if viewer.is_admin else viewer.principal),
+        )
+        if value is not None
+    }
+    page = request.core.instances.instances(where, limit=query["limit"], cursor=query["cursor"])
+    return page_reply(request, page, lambda instance: instance_json(instance, viewer))
+
+
+def start_instance(request: Request) -> Response:
+    """Ask for an Instance, or join one."""
+    body = request.checked.body
+    started = request.core.instances.request_start(
+        StartRequest(
+            service_id=ServiceId(body["service_id"]),
+            join=Join(body.get("join", Join.FRESH)),
+            device_id=request.device_id,
+        ),
+        by=request.principal,
+    )
+    return _with_job(request, started.instance, started.job)
+
+
+def get_instance(request: Request) -> Response:
+    """Show an Instance."""
+    return _shown(request, request.core.instances.instance(_instance_id(request)))
+
+
+def stop_instance(request: Request) -> Response:
+    """Stop an Instance, whoever uses it."""
+    job = request.core.instances.request_stop(
+        _instance_id(request),
+        mode=StopMode(request.checked.query["mode"]),
+        by=request.principal,
+    )
+    return job_reply(request, job)
+
+
+def leave_instance(request: Request) -> Response:
+    """Give one use of an Instance back."""
+    instance_id = _instance_id(request)
+    job = request.core.instances.leave(instance_id, by=request.principal)
+    return _with_job(request, request.core.instances.instance(instance_id), job)
+
+
+def pause_instance(request: Request) -> Response:
+    """Pause an Instance."""
+    return _shown(
+        request, request.core.instances.pause(_instance_id(request), by=request.principal)
+    )
+
+
+def resume_instance(request: Request) -> Response:
+    """Resume an Instance."""
+    return _shown(
+        request, request.core.instances.resume(_instance_id(request), by=request.principal)
+    )
+
+
+def get_serial_output(request: Request) -> Response:
+    """Show the end of the serial output, without what a terminal would obey."""
+    tail = request.core.instances.serial_tail(
+        _instance_id(request), limit_bytes=request.checked.query["bytes"]
+    )
+    text = "".join(
+        char if char.isprintable() or char in "\n\t" else ""
+        for char in tail.decode("utf-8", "replace")
+    )
+    return Response(text.encode(), content_type="text/plain", charset="utf-8")
+
+
+def _with_job(request: Request, instance: Instance, job: Job | None) -> Response:
+    seen = None if job is None else awaited_job(request, job.id)
+    if seen is not None:
+        instance = request.core.instances.instance(instance.id)
+    viewer = viewer_of(request)
+    response = json_reply(
+        {
+            "instance": instance_json(instance, viewer),
+            "job": None if seen is None else job_json(seen, viewer),
+        },
+        status=200 if seen is None or seen.is_final else 202,
+    )
+    if seen is not None:
+        response.headers["Location"] = job_location(seen.id)
+    return response
+
+
+def _shown(request: Request, instance: Instance) -> Response:
+    return tagged_reply(
+        request,
+        instance_json(instance, viewer_of(request)),
+        generation=instance.generation,
+    )
+
+
+def _instance_id(request: Request) -> InstanceId:
+    return InstanceId(request.matchdict["instance_id"])
