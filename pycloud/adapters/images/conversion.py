@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import resource
 import selectors
 import signal
 import subprocess
@@ -112,9 +113,9 @@ def _argv(conversion: Conversion) -> list[str]:
     limits = conversion.limits
     return [
         "prlimit",
-        f"--as={_ADDRESS_SPACE_BYTES}",
-        f"--fsize={limits.file_bytes}",
-        f"--cpu={limits.timeout_s}",
+        f"--as={_allowed(resource.RLIMIT_AS, _ADDRESS_SPACE_BYTES)}",
+        f"--fsize={_allowed(resource.RLIMIT_FSIZE, limits.file_bytes)}",
+        f"--cpu={_allowed(resource.RLIMIT_CPU, limits.timeout_s)}",
         "--core=0",
         "--",
         *("nice", "-n", "10", "--"),
@@ -122,6 +123,12 @@ def _argv(conversion: Conversion) -> list[str]:
         conversion.source.as_json(),
         str(conversion.target),
     ]
+
+
+def _allowed(kind: int, wanted: int) -> int:
+    """Return the limit wanted, or a lower one under which this process itself has to live."""
+    hard = resource.getrlimit(kind)[1]
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 @contextmanager
