@@ -8,6 +8,13 @@ import pytest
 from testing.mongo_server import running_mongo_server
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let golden files be written anew: look at the difference before it is committed."""
+    parser.addoption(
+        "--refresh-golden", action="store_true", help="write golden files instead of comparing"
+    )
+
+
 @pytest.fixture(scope="session")
 def mongo_url() -> Iterator[str]:
     """Address of a MongoDB-protocol server that lives as long as the test run."""
