@@ -113,10 +113,10 @@ def _build_data_partition(scratch: Path) -> Path:
         stream.truncate(DATA_MIB * MIB)
     mke2fs = find_tool("mke2fs", package="e2fsprogs")
     # Zeroed tables now spare the guest its lazy initialisation, which would write while it serves.
+    system = ["-t", "ext4", "-b", "4096", "-m", "0", "-L", "data", "-U", DATA_UUID]
     extended = f"root_owner=0:0,hash_seed={DATA_UUID},lazy_itable_init=0,lazy_journal_init=0"
     run_tool(
-        [mke2fs, "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "data", "-U", DATA_UUID]
-        + ["-E", extended, "-d", empty, partition],
+        [mke2fs, "-q", "-F", *system, "-E", extended, "-d", empty, partition],
         environment={"E2FSPROGS_FAKE_TIME": BUILD_TIME_S, "SOURCE_DATE_EPOCH": BUILD_TIME_S},
     )
     return partition

@@ -18,9 +18,42 @@ from guest_build.errors import BuildError, run_tool
 from guest_build.kernel_modules import Module
 
 FOLDERS = ("bin", "data", "dev", "etc", "lib", "lib/modules", "proc", "root", "run", "srv", "sys")
+# What the scripts in guest_root call.
 APPLETS_NEEDED = frozenset(
-    "acpid awk cat date dd head hostname init insmod ip md5sum mkdir mount mv nc nproc od poweroff"
-    " rm rmdir seq sh sha256sum sleep stat sync timeout tr udhcpc uname usleep wc".split()
+    {
+        "acpid",
+        "awk",
+        "cat",
+        "date",
+        "dd",
+        "head",
+        "hostname",
+        "init",
+        "insmod",
+        "ip",
+        "md5sum",
+        "mkdir",
+        "mount",
+        "mv",
+        "nc",
+        "nproc",
+        "od",
+        "poweroff",
+        "rm",
+        "rmdir",
+        "seq",
+        "sh",
+        "sha256sum",
+        "sleep",
+        "stat",
+        "sync",
+        "timeout",
+        "tr",
+        "udhcpc",
+        "uname",
+        "usleep",
+        "wc",
+    }
 )
 GUEST_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 PORT_MAX = 65535
@@ -67,12 +100,13 @@ class Entry:
 
 
 def build_initramfs(
-    busybox: Path, *, modules: Iterable[Module], guest_root: Path, options: GuestOptions
+    tools: Path, *, modules: Iterable[Module], guest_root: Path, options: GuestOptions
 ) -> bytes:
-    """Return the compressed archive.
+    """Return the compressed archive; `tools` is the unpacked package tree.
 
-    Raises: BuildError when this busybox lacks a command that the guest uses.
+    Raises: BuildError when the busybox in it lacks a command that the guest uses.
     """
+    busybox = _find_busybox(tools)
     entries = [
         Entry(path="dev/console", mode=stat.S_IFCHR | 0o600, device=(5, 1)),
         Entry(path="init", mode=stat.S_IFLNK | 0o777, content=b"bin/busybox"),
@@ -86,6 +120,14 @@ def build_initramfs(
     top = [Entry(path=path, mode=stat.S_IFDIR | 0o755) for path in sorted(folders)]
     # Level 6 is within 2 % of the best, and unpacking it costs the guest the same.
     return gzip.compress(_newc([*top, *entries]), 6, mtime=0)
+
+
+def _find_busybox(tools: Path) -> Path:
+    # Debian 12 has it in /bin, later releases and Ubuntu in /usr/bin.
+    for folder in ("bin", "usr/bin"):
+        if (tools / folder / "busybox").is_file():
+            return tools / folder / "busybox"
+    raise BuildError("the package busybox-static holds no busybox")
 
 
 def _settings(options: GuestOptions) -> str:
@@ -143,7 +185,7 @@ def _text(path: str, text: str) -> Entry:
 
 
 def _parents(path: str) -> list[str]:
-    return [parent.as_posix() for parent in Path(path).parents if parent != Path(".")]
+    return [parent.as_posix() for parent in Path(path).parents if parent != Path()]
 
 
 def _newc(entries: Iterable[Entry]) -> bytes:

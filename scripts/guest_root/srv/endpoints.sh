@@ -3,6 +3,7 @@
 
 MEMORY_RESERVE_MIB=24
 BLOCKS_PER_WRITE=16
+LOCK_TRIES=1500
 
 describe() {
     uptime_cs
@@ -38,10 +39,10 @@ count_visit() {
     [ ! -s /data/visits ] || read -r visits </data/visits
     visits=$((visits + 1))
     if echo "$visits" >/data/visits.new && mv /data/visits.new /data/visits && sync; then
-        unlock visits
+        unlock
         reply '200 OK' "{\"visits\": $visits}"
     fi
-    unlock visits
+    unlock
     refuse '507 Insufficient Storage' 'the data disk is full or read-only'
 }
 
@@ -54,17 +55,17 @@ hold_memory() {
     wanted_mib=${wanted_mib#*&touch_mib=}
     wanted_mib=${wanted_mib%%&*}
     case $wanted_mib in
-    '' | *[!0-9]* | ???????*) refuse '400 Bad Request' 'touch_mib must be a number of MiB' ;;
+    '' | *[!0-9]* | 0?* | ???????*) refuse '400 Bad Request' 'touch_mib must be a number of MiB' ;;
     esac
     lock memory
     : >/run/held/pages
     free_mib=$(($(memory_kib MemAvailable) / 1024 - MEMORY_RESERVE_MIB))
     if [ "$wanted_mib" -gt "$free_mib" ]; then
-        unlock memory
+        unlock
         refuse '507 Insufficient Storage' "only $free_mib MiB can be held"
     fi
     write_pages "$wanted_mib"
-    unlock memory
+    unlock
     report_memory
 }
 
@@ -99,17 +100,16 @@ analyse() {
     uptime_cs
     started=$uptime
     # Independent passes, so that a second virtual processor helps.
-    md5sum <"$upload" >"$upload.md5" &
-    sha256sum <"$upload" >"$upload.sha256" &
-    /srv/histogram "$upload" "$size_bytes" >"$upload.histogram" &
+    md5sum <"$upload" >"$results.md5" &
+    sha256sum <"$upload" >"$results.sha256" &
+    /srv/histogram "$upload" "$size_bytes" >"$results.histogram" &
     counts=$(wc <"$upload")
     wait
     # shellcheck disable=SC2086 # wc prints lines, words and bytes, parted by spaces.
     set -- $counts
-    read -r md5 _ <"$upload.md5"
-    read -r sha256 _ <"$upload.sha256"
-    histogram=$(cat "$upload.histogram")
-    rm -f "$upload.md5" "$upload.sha256" "$upload.histogram"
+    read -r md5 _ <"$results.md5"
+    read -r sha256 _ <"$results.sha256"
+    histogram=$(cat "$results.histogram")
     uptime_cs
     reply '200 OK' "{
   \"size_bytes\": $size_bytes,
@@ -132,13 +132,19 @@ memory_kib() {
     done </proc/meminfo
 }
 
-# A directory can be made once only, which makes it a lock; busybox may come without flock.
+# A directory can be made once only, which makes it a lock; busybox may come without flock. The lock
+# goes with the process: see the trap in /srv/connection.
 lock() {
+    tries=0
     until mkdir "/run/lock-$1" 2>/dev/null; do
+        tries=$((tries + 1))
+        [ "$tries" -le "$LOCK_TRIES" ] || refuse '503 Service Unavailable' 'too many are waiting'
         usleep 20000
     done
+    locked=/run/lock-$1
 }
 
 unlock() {
-    rmdir "/run/lock-$1"
+    [ -z "$locked" ] || rmdir "$locked"
+    locked=
 }
