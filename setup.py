@@ -84,6 +84,7 @@ setup(
     entry_points={
         "console_scripts": ["pycloud = pycloud.cli.main:main"],
         "paste.app_factory": ["api = pycloud.api:main", "manager = pycloud.manager:main"],
+        "paste.server_runner": ["server = pycloud.web.serving:paste_server"],
     },
     classifiers=[
         "Environment :: Web Environment",

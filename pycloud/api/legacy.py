@@ -59,7 +59,7 @@ def list_services(request: Request) -> Response:
         revision=catalog.revision(),
         make=lambda: _kept({"services": [_service_json(one) for one in catalog.all_services()]}),
     )
-    return Response(kept.content, content_type=_JSON, charset="UTF-8")
+    return Response(kept.content, content_type=_JSON)
 
 
 def get_service(request: Request) -> Response:
@@ -188,11 +188,11 @@ def get_messages(request: Request) -> Response:
     service_id = ServiceId(_id(_query(request), "serviceId"))
     device_id = request.device_id
     if device_id is None:
-        return Response(_NO_MESSAGES, content_type=_JSON, charset="UTF-8")
+        return Response(_NO_MESSAGES, content_type=_JSON)
     request.core.instances.touch(service_id, device_id)
     messages = request.core.mailbox.take(device_id, service_id)
     if not messages:
-        return Response(_NO_MESSAGES, content_type=_JSON, charset="UTF-8")
+        return Response(_NO_MESSAGES, content_type=_JSON)
     return _reply({"messages": [_message_json(message) for message in messages]})
 
 
@@ -286,7 +286,7 @@ _NO_MESSAGES = _encoded({"messages": []})
 
 
 def _reply(content: Json) -> Response:
-    return Response(_encoded(content), content_type=_JSON, charset="UTF-8")
+    return Response(_encoded(content), content_type=_JSON)
 
 
 def _kept(content: Json) -> KeptBody:

@@ -200,11 +200,13 @@ def problem_of(exc: Exception, request: Request) -> Problem:
             problem = Problem(status=500, code="internal", detail=_NOT_SAID)
     if problem.status >= 500:
         logger.error(
-            "request.failed code=%s request_id=%s method=%s path=%s",
-            problem.code,
-            request.request_id,
-            request.environ.get("REQUEST_METHOD"),
-            json.dumps(request.environ.get("PATH_INFO")),
+            "request_failed",
+            extra={
+                "code": problem.code,
+                "request_id": request.request_id,
+                "method": request.environ.get("REQUEST_METHOD"),
+                "path": request.environ.get("PATH_INFO"),
+            },
             exc_info=exc,
         )
     return problem

@@ -24,6 +24,8 @@ class Permission(StrEnum):
     """Whoever started the Instance in the path, and administrators."""
     METRICS_READ = "metrics.read"
     """Programs on this host, and administrators."""
+    STATUS_READ = "status.read"
+    """People on this host, and administrators."""
     ADMIN = "admin"
     """Administrators."""
 
@@ -55,6 +57,7 @@ RULES: Mapping[str, Callable[[Request], bool]] = {
     Permission.PUBLIC: _everybody,
     Permission.INSTANCE_CONTROL: _owner_or_administrator,
     Permission.METRICS_READ: _local_or_administrator,
+    Permission.STATUS_READ: _local_or_administrator,
     Permission.ADMIN: _administrator,
 }
 

@@ -187,7 +187,9 @@ class BoundedServer(TcpWSGIServer):
         for channel in list(self.channels.values()):
             reason = channel.overdue(now_s, self.limits)
             if reason is not None:
-                logger.debug("connection.closed address=%s reason=%s", channel.addr[0], reason)
+                logger.debug(
+                    "connection_closed", extra={"address": channel.addr[0], "reason": reason}
+                )
                 channel.handle_close()
 
     def handle_accept(self) -> None:
@@ -199,7 +201,7 @@ class BoundedServer(TcpWSGIServer):
             connection, address = accepted
             self.set_socket_options(connection)
         except OSError as exc:
-            logger.debug("connection.lost reason=%s", exc)
+            logger.debug("connection_lost", extra={"reason": str(exc)})
             return
         host = address[0]
         limits = self.limits
@@ -292,12 +294,8 @@ def paste_server(
         raise InvalidSettings("app", app, allowed="api or manager")
     server = build_server(application, bind(*places[app]), limits_of(settings))
     stop_at_signals(server.stop)
-    logger.info(
-        "server.listening app=%s url=http://%s:%s",
-        app,
-        server.effective_host,
-        server.effective_port,
-    )
+    url = f"http://{server.effective_host}:{server.effective_port}"
+    logger.info("server_listening", extra={"app": app, "url": url})
     server.run()
 
 
@@ -305,7 +303,7 @@ def stop_at_signals(stop: Callable[[], None]) -> None:
     """Call `stop` at SIGTERM and SIGINT; only from the main thread."""
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # signal's signature
-        logger.info("server.stopping signal=%s", signal.Signals(number).name)
+        logger.info("server_stopping", extra={"signal": signal.Signals(number).name})
         stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
