@@ -240,7 +240,7 @@ def test_socket_probe_keeps_few_connections_when_all_of_them_hang():
         socket_probe().wait(target(running.port), timeout_s=2.0, is_alive=lambda: True)
 
     # The server may notice a closed connection a little later than the next one.
-    assert running.connections > 30
+    assert running.connections > 5
     assert most_open <= 20
 
 
