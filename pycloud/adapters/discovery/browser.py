@@ -34,15 +34,21 @@ class CloudletBrowser:
         self._table = table
         self._lock = threading.Lock()
         self._known: set[tuple[str, str]] = set()
-        self._in_flight: set[tuple[str, str]] = set()
+        self._in_flight: dict[tuple[str, str], Future[None]] = {}
+        self._is_closed = False
         self._types = [f"{LEGACY_TYPE}.{DOMAIN}", f"{MODERN_TYPE}.{DOMAIN}"]
         self.on_loopback = True
         """Whether loopback addresses of others are believed."""
         self._browser = ServiceBrowser(zeroconf, self._types, handlers=[self._changed])
 
     def close(self) -> None:
-        """Stop to browse."""
+        """Stop to browse and to look up."""
         self._browser.cancel()
+        with self._lock:
+            self._is_closed = True
+            in_flight = list(self._in_flight.values())
+        for future in in_flight:
+            future.cancel()
 
     def refresh(self) -> None:
         """Ask for everything known again; what does not answer is dropped."""
@@ -81,10 +87,10 @@ class CloudletBrowser:
         with self._lock:
             if key in self._in_flight or len(self._in_flight) >= _MAX_IN_FLIGHT:
                 return  # The next refresh comes back to it.
-            if loop is None or loop.is_closed():
+            if loop is None or self._is_closed:
                 return
-            self._in_flight.add(key)
-        future = asyncio.run_coroutine_threadsafe(self._look_up(service_type, name), loop)
+            future = asyncio.run_coroutine_threadsafe(self._look_up(service_type, name), loop)
+            self._in_flight[key] = future
         future.add_done_callback(lambda done: self._landed(key, done))
 
     async def _look_up(self, service_type: str, name: str) -> None:
@@ -115,7 +121,7 @@ class CloudletBrowser:
 
     def _landed(self, key: tuple[str, str], done: "Future[None]") -> None:
         with self._lock:
-            self._in_flight.discard(key)
+            self._in_flight.pop(key, None)
         try:
             done.result()
         except (CancelledError, Error) as exc:

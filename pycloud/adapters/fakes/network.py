@@ -133,7 +133,7 @@ class FakeDiscovery:
             return tuple(
                 peer
                 for name, peer in sorted(self._network.announced.items())
-                if name != self._cloudlet.name
+                if name != self._cloudlet.name or not self._announced
             )
 
     def problem(self) -> str | None:
