@@ -75,8 +75,8 @@ class PlainMachine:
         """Everything the guest has printed on its serial port."""
         return (self._folder / "serial.log").read_text(encoding="utf-8", errors="replace")
 
-    def type_on_serial(self, text: str, *, until: str) -> None:
-        """Send keystrokes to the serial port and return when the guest has printed `until`."""
+    def type_on_serial(self, text: str, *, until: str) -> str:
+        """Send keystrokes to the serial port; return what is printed, up to `until` and on."""
         # What the guest has not read yet is lost on closing, and it stops when it cannot print,
         # so the connection stays open and is read until the answer has come.
         printed = ""
@@ -86,6 +86,7 @@ class PlainMachine:
                 block = serial.recv(4096)
                 assert block, f"QEMU ended before {until!r}:\n{self.serial_output}"
                 printed += block.decode(errors="replace")
+        return printed
 
     def wait_for_serial(self, text: str) -> None:
         """Return when the guest has printed this text."""

@@ -138,8 +138,8 @@ def test_guest_refuses_with_a_reason(
 
 
 def test_guest_runs_commands_that_are_typed_on_its_serial_port(machine: PlainMachine) -> None:
-    machine.type_on_serial("echo product=$((6 * 7))\n", until="product=42")
-    assert "product=42" in machine.serial_output
+    printed = machine.type_on_serial("echo product=$((6 * 7))\n", until="product=42")
+    assert "product=42" in printed
 
 
 def test_guest_counts_visits_on_its_own_disk(tmp_path: Path) -> None:
