@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 of a server in every step of every Job leaves nothing lost and nothing orphaned.
+
+The steps are read from the procedures that are really registered, so that a
+new step is tested by being written, and a new JobKind without a scenario fails.
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycloud.core.facade import Core
+from pycloud.core.instances import StartRequest
+from pycloud.core.machines import domain_id_of
+from pycloud.core.model.runtime import LIVE_STATES, InstanceState, Job, JobKind, JobState
+from pycloud.settings import from_mapping
+from pycloud.wiring import build_core
+from testing.guest import guest_image
+from testing.system.crash.cloudlets import (
+    OPERATOR,
+    SERVICE,
+    WAIT_S,
+    add_request,
+    running_core,
+    settings_for,
+    upload,
+)
+from testing.system.crash.scenarios import IMAGE, PACKAGE, SCENARIOS
+
+AGREEMENT_S = 30.0
+"""What is promised to operators: everything agrees this long after a restart."""
+QUIET_ROUNDS = 3
+MIDWAY = {
+    (JobKind.INSTANCE_START, "boot"),
+    (JobKind.INSTANCE_STOP, "destroy"),
+    (JobKind.SERVICE_ADD, "normalise"),
+    (JobKind.SERVICE_IMPORT, "unpack"),
+    (JobKind.SERVICE_PREPARE, "boot"),
+    (JobKind.SERVICE_PREPARE, "capture"),
+    (JobKind.SERVICE_EXPORT, "save"),
+    (JobKind.SERVICE_EXPORT, "pack"),
+    (JobKind.SERVICE_REMOVE, "stop"),
+    (JobKind.WARM_FILL, "load"),
+}
+"""Steps whose effect takes long enough to be cut in its middle."""
+
+
+def _procedures_of_a_server(root: Path) -> dict[JobKind, tuple[str, ...]]:
+    core = build_core(
+        from_mapping(
+            {
+                "pycloud.data_dir": str(root),
+                "pycloud.store": "memory:",
+                "pycloud.hypervisor": "fake:",
+                "pycloud.discovery": "off",
+            }
+        ).settings
+    )
+    return {
+        kind: tuple(step.name for step in procedure.steps)
+        for kind, procedure in core.background.runner.procedures.items()
+    }
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "step" not in metafunc.fixturenames:
+        return
+    root = Path(metafunc.config.rootpath) / ".pytest_cache" / "procedures"
+    cases = [
+        (kind, step, moment)
+        for kind, steps in _procedures_of_a_server(root).items()
+        for step in steps
+        for moment in ("end", "midway")
+        if moment == "end" or (kind, step) in MIDWAY
+    ]
+    metafunc.parametrize(("kind", "step", "moment"), cases, ids=["-".join(case) for case in cases])
+
+
+def test_every_job_kind_has_a_crash_scenario(tmp_path: Path) -> None:
+    assert set(_procedures_of_a_server(tmp_path)) == set(SCENARIOS) == set(JobKind)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A data directory with a prepared demo Service, and a folder with files to bring in."""
+    data_dir = tmp_path_factory.mktemp("template") / "data"
+    files = tmp_path_factory.mktemp("files")
+    shutil.copyfile(guest_image(), files / IMAGE)
+    with running_core(settings_for(data_dir)) as core:
+        job = core.intake.request_add(add_request(upload(core, files / IMAGE)), by=OPERATOR)
+        assert core.jobs.wait(job.id, timeout_s=WAIT_S).state is JobState.SUCCEEDED
+        job = core.jobs.wait(
+            core.templates.request_prepare(SERVICE, by=OPERATOR).id, timeout_s=WAIT_S
+        )
+        assert job.state is JobState.SUCCEEDED, job.failure
+        job = core.jobs.wait(core.exports.request_export(SERVICE, by=OPERATOR).id, timeout_s=WAIT_S)
+        assert job.state is JobState.SUCCEEDED, job.failure
+        package = core.exports.list_packages().items[0]
+        with core.exports.open(package) as stream, (files / PACKAGE).open("wb") as copy:
+            shutil.copyfileobj(stream, copy)
+        core.exports.remove(package.id)
+    return data_dir, files
+
+
+@pytest.fixture
+def data_dir(template: tuple[Path, Path], tmp_path: Path) -> Iterator[Path]:
+    """A cloudlet of its own; content is shared by hard links, as it is read-only."""
+    copy = tmp_path / "data"
+    subprocess.run(
+        ["cp", "-a", "--link", "--", str(template[0]), str(copy)], check=True, timeout=60
+    )
+    for path in (copy).glob("store.sqlite3*"):
+        path.unlink()
+        shutil.copyfile(template[0] / path.name, path)
+    yield copy
+    core = build_core(settings_for(copy))
+    for domain in core.instances.guests.hypervisor.domains():
+        core.instances.guests.hypervisor.destroy(domain.id, domain.owner)
+    core.background.stop()
+
+
+def test_a_killed_server_leaves_nothing_half_done(
+    kind: JobKind, step: str, moment: str, data_dir: Path, template: tuple[Path, Path]
+) -> None:
+    scenario = SCENARIOS[kind]
+    if scenario.running:
+        with running_core(settings_for(data_dir)) as core:
+            started = core.instances.request_start(StartRequest(service_id=SERVICE), by=OPERATOR)
+            assert started.job is not None
+            core.jobs.wait(started.job.id, timeout_s=WAIT_S)
+
+    victim = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "testing.system.crash.victim",
+            *(str(data_dir), str(template[1]), kind, step, moment),
+        ],
+        timeout=120,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert victim.returncode == -signal.SIGKILL, victim.stderr
+
+    with running_core(settings_for(data_dir, warm_total=scenario.warm_total)) as core:
+        job = _await_agreement(core, kind)
+        scenario.judge(core, job)
+
+
+def _await_agreement(core: Core, kind: JobKind) -> Job:
+    """Wait until no Job is active and everything agrees for some rounds in a row."""
+    deadline = core.clock.monotonic() + AGREEMENT_S
+    quiet, found = 0, "nothing was looked at"
+    while core.clock.monotonic() < deadline:
+        found = _disagreement(core)
+        quiet = 0 if found else quiet + 1
+        if quiet >= QUIET_ROUNDS:
+            jobs = [job for job in core.jobs.jobs(limit=500).items if job.kind is kind]
+            return min(jobs, key=lambda job: job.created_at)
+        core.clock.sleep(core.settings.reconcile_s)
+    raise AssertionError(f"after {AGREEMENT_S:g} s: {found}")
+
+
+def _disagreement(core: Core) -> str:
+    """Say in which way records, domains, disks, ports and room disagree; empty if they agree."""
+    store, guests = core.background.store, core.instances.guests
+    instances = {
+        item.id: item
+        for item in core.instances.instances(limit=500).items
+        if item.state in LIVE_STATES
+    }
+    owners = set(instances) | {copy.id for copy in store.warm_domains.find().items}
+    domains = {domain.owner: domain.id for domain in guests.hypervisor.domains()}
+    running = {item.id for item in instances.values() if item.state is InstanceState.RUNNING}
+    uploads = {item.id for item in store.uploads.find().items}
+    published = {mapping.host_port for item in instances.values() for mapping in item.ports}
+    pairs = {
+        "active jobs": ({job.id for job in core.jobs.active()}, set()),
+        "instances that run": (running, set(instances)),
+        "domains": (set(domains.items()), {(owner, domain_id_of(owner)) for owner in owners}),
+        "disks": (set(guests.hypervisor.disk_owners()), owners),
+        "room and ports": (set(guests.placement.holders()), owners),
+        "leased ports": ({lease.port for lease in store.port_leases.find().items}, published),
+        "staging areas": (set(core.background.reconciler.blobs.areas()) - uploads, set()),
+    }
+    return "; ".join(
+        f"{what}: {found}, not {wanted}"
+        for what, (found, wanted) in pairs.items()
+        if found != wanted
+    )
