@@ -142,10 +142,11 @@ def browse_avahi(browse: Browse) -> Iterator[Sighting]:
                 continue
             known = joined.get((service_type, seen.name))
             addresses = (*(known.addresses if known else ()), *seen.addresses)
+            outside = [text for text in addresses if not text.startswith("127.")]
             joined[service_type, seen.name] = Sighting(
                 service_type=service_type,
                 name=seen.name,
-                addresses=tuple(dict.fromkeys(addresses)),
+                addresses=tuple(dict.fromkeys(outside or addresses)),
                 port=seen.port,
                 txt=seen.txt,
             )

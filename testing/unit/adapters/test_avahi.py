@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading `avahi-browse`, the service file for avahi-daemon, and the choice among discoveries."""
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from pycloud.adapters.discovery import (
+    AvahiDiscovery,
+    NoDiscovery,
+    ZeroconfDiscovery,
+    avahi,
+    discovery_for,
+    identity_of,
+)
+from pycloud.adapters.discovery.announcement import txt_strings
+from pycloud.adapters.discovery.avahi import parse_avahi_browse, run_avahi_browse
+from pycloud.adapters.discovery.finder import find_by_avahi
+from pycloud.adapters.fakes import FakeClock
+from pycloud.adapters.interfaces import InterfaceAddress
+from pycloud.core.model.fleet import Cloudlet
+from pycloud.errors import DiscoveryError, ToolFailed
+from pycloud.settings import Settings
+
+INSTALL = Path(__file__).resolve().parents[3] / "discovery" / "install.sh"
+OURS = Cloudlet(name="box", fqdn=None, address="192.0.2.1", port=9999, version="1")
+
+# As avahi-browse 0.8 prints it.
+LEGACY = """\
++;eth0;IPv4;box;_cloudlet._tcp;local
+=;eth0;IPv4;box;_cloudlet._tcp;local;host.local;192.0.2.1;9999;"encryption=disabled"
+=;lo;IPv4;box;_cloudlet._tcp;local;host.local;127.0.0.1;9999;"encryption=disabled"
+=;eth0;IPv6;old\\032one;_cloudlet._tcp;local;old.local;fe80::1;1234;"encryption=enabled"
+=;eth0;IPv4;old\\032one;_cloudlet._tcp;local;old.local;192.0.2.7;1234;"encryption=enabled"
+"""
+MODERN = """\
+=;eth0;IPv4;box;_pycloud._tcp;local;host.local;192.0.2.1;9999;"tls=0" "api=2" "txtvers=1"
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_addresses(monkeypatch):
+    ours = InterfaceAddress(interface="eth0", address="192.0.2.1", prefix_length=24)
+    monkeypatch.setattr(avahi, "interface_addresses", lambda: (ours,))
+
+
+def prints(legacy=LEGACY, modern=MODERN):
+    return lambda service_type: legacy if service_type == "_cloudlet._tcp" else modern
+
+
+def looked(browse, *, cloudlet=OURS) -> AvahiDiscovery:
+    discovery = AvahiDiscovery(cloudlet, FakeClock(), browse=browse)
+    discovery.look()
+    return discovery
+
+
+def test_others_are_peers_when_avahi_sees_them():
+    discovery = looked(prints())
+
+    (peer,) = discovery.peers()
+    assert (peer.name, peer.addresses, peer.port) == ("one", ("192.0.2.7",), 1234)
+    assert peer.encryption
+    assert discovery.problem() is None
+
+
+def test_install_script_is_named_when_avahi_does_not_announce_us():
+    discovery = looked(prints(legacy="", modern=""))
+
+    assert "discovery/install.sh" in discovery.problem()
+
+
+def test_install_script_is_named_when_avahi_announces_another_port():
+    discovery = looked(prints(), cloudlet=replace(OURS, port=80, name="other"))
+
+    assert "discovery/install.sh" in discovery.problem()
+
+
+def test_taken_name_is_reported_when_it_belongs_to_another_machine():
+    foreign = LEGACY.replace("192.0.2.1;", "192.0.2.66;").replace("127.0.0.1;", "192.0.2.66;")
+
+    discovery = looked(prints(legacy=foreign, modern=""))
+
+    assert "another cloudlet" in discovery.problem()
+
+
+@pytest.mark.parametrize("error", [DiscoveryError("gone"), ToolFailed("hung")])
+def test_problem_tells_when_avahi_cannot_be_asked(error):
+    def fails(_service_type):
+        raise error
+
+    discovery = looked(fails)
+
+    assert discovery.problem() == error.message
+    assert discovery.peers() == ()
+
+
+def test_peers_are_gone_when_it_is_stopped():
+    discovery = looked(prints())
+
+    discovery.stop()
+
+    assert discovery.peers() == ()
+
+
+def test_stranger_finds_all_when_avahi_sees_them():
+    found = find_by_avahi(FakeClock(), prints())
+
+    assert [peer.name for peer in found] == ["box", "one"]
+    assert found[0].addresses == ("192.0.2.1",)
+    assert found[0].api_version == "2"
+
+
+def test_escapes_are_undone_when_avahi_wrote_them():
+    line = (
+        "=;c0;IPv4;we\\032ird\\059\\032name\\.x\\\\;_cloudlet._tcp;local;h.local;192.0.2.9;1234;"
+        '"a\\"b\\\\;c" "encryption=enabled"'
+    )
+
+    (seen,) = parse_avahi_browse(line)
+
+    assert seen.name == "we ird; name.x\\"
+    assert txt_strings(seen.txt) == (b'a"b\\;c', b"encryption=enabled")
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "",
+        "=",
+        "=;;;;;;;;;",
+        "=;eth0;IPv4;box;_cloudlet._tcp;local;host.local;192.0.2.1;port;x",
+        "+;eth0;IPv4;box;_cloudlet._tcp;local",
+        "\x00\xff\n\udcff;=;;;;",
+    ],
+)
+def test_lines_are_passed_over_when_they_are_not_avahis(output):
+    assert list(parse_avahi_browse(output)) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (FileNotFoundError("avahi-browse"), "avahi-utils"),
+        (subprocess.CalledProcessError(1, "avahi-browse"), "running"),
+        (subprocess.TimeoutExpired("avahi-browse", 10), "did not end"),
+    ],
+)
+def test_failure_is_explained_when_avahi_browse_fails(monkeypatch, raised, expected):
+    def run(*_args, **_options):
+        raise raised
+
+    monkeypatch.setattr(avahi.subprocess, "run", run)
+
+    with pytest.raises((DiscoveryError, ToolFailed), match=expected):
+        run_avahi_browse("_cloudlet._tcp")
+
+
+def install(*arguments):
+    return subprocess.run(
+        ["bash", str(INSTALL), *arguments], check=False, capture_output=True, text=True, timeout=30
+    )
+
+
+def test_service_file_announces_both_types_when_installed(tmp_path):
+    result = install("--name", "box-1", "--port", "9990", "--directory", str(tmp_path))
+
+    assert result.returncode == 0, result.stderr
+    (written,) = tmp_path.iterdir()
+    group = ET.parse(written).getroot()
+    first, second = group.findall("service")
+    assert group.findtext("name") == "box-1"
+    assert first.findtext("type") == "_cloudlet._tcp"
+    assert [record.text for record in first.findall("txt-record")] == ["encryption=disabled"]
+    assert second.findtext("type") == "_pycloud._tcp"
+    assert {service.findtext("port") for service in (first, second)} == {"9990"}
+    assert written.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--name", "two words"],
+        ["--name", "a.b"],
+        ["--name", "x</name>"],
+        ["--name", "x/e; touch y"],
+        ["--name", ""],
+        ["--port", "0"],
+        ["--port", "65536"],
+        ["--port", "x"],
+        ["--port"],
+        ["--nonsense"],
+    ],
+)
+def test_service_file_is_not_written_when_an_argument_is_wrong(tmp_path, arguments):
+    result = install("--directory", str(tmp_path), *arguments)
+
+    assert result.returncode != 0
+    assert result.stderr.startswith("install.sh: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_service_file_is_gone_when_removed(tmp_path):
+    install("--name", "box", "--directory", str(tmp_path))
+
+    result = install("--remove", "--directory", str(tmp_path))
+
+    assert result.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [("zeroconf", ZeroconfDiscovery), ("avahi", AvahiDiscovery), ("off", NoDiscovery)],
+)
+def test_discovery_is_of_the_kind_that_the_settings_choose(choice, expected):
+    settings = replace(Settings(), discovery=choice)
+
+    assert isinstance(discovery_for(settings, OURS, FakeClock()), expected)
+
+
+def test_no_discovery_is_content_when_asked():
+    discovery = NoDiscovery()
+    discovery.start()
+    discovery.update_load(load_percent=1, services=[])
+
+    assert (discovery.peers(), discovery.problem()) == ((), None)
+    discovery.stop()
+
+
+def test_identity_stays_when_asked_again_and_differs_when_the_name_does():
+    settings = Settings()
+
+    assert identity_of(settings, OURS) == identity_of(settings, OURS)
+    assert identity_of(settings, OURS) != identity_of(settings, replace(OURS, name="other"))
