@@ -7,7 +7,7 @@ ports together, which is also how tests get a Core on fakes.
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from pycloud.adapters.blobs import DiskBlobs
 from pycloud.adapters.clock import SystemClock
 from pycloud.adapters.csvm import CsvmPackages
 from pycloud.adapters.data_directory import DataDirectory
+from pycloud.adapters.diagnosis import diagnose as examine_machine
 from pycloud.adapters.discovery import discovery_for
+from pycloud.adapters.discovery import find_cloudlets as look_around
 from pycloud.adapters.fakes import FakeHypervisor, FakeProbe
 from pycloud.adapters.images import QemuImages
 from pycloud.adapters.libvirt import libvirt_adapters
@@ -40,7 +42,8 @@ from pycloud.core.jobs import JobRunner, Jobs, Lane
 from pycloud.core.jobs.runner import RunnerOptions, StepObserver
 from pycloud.core.machines import NetworkOptions
 from pycloud.core.mailbox import Mailbox
-from pycloud.core.model.fleet import Cloudlet
+from pycloud.core.model.diagnosis import Finding
+from pycloud.core.model.fleet import Cloudlet, Peer
 from pycloud.core.model.identifiers import HostId
 from pycloud.core.placement import Placement, PlacementOptions
 from pycloud.core.ports import (
@@ -114,6 +117,16 @@ def cloudlet_of(settings: Settings, sensors: HostSensors) -> Cloudlet:
 def admin_token_path(settings: Settings) -> Path:
     """Return the file that holds the administrator's token, readable by its owner."""
     return settings.data_dir / "admin.token"
+
+
+def diagnose(settings: Settings) -> Iterator[Finding]:
+    """Examine this machine without a server; yields each finding when it is made."""
+    return examine_machine(settings)
+
+
+def find_cloudlets(settings: Settings, *, timeout_s: float) -> tuple[Peer, ...]:
+    """Return the cloudlets around, as a stranger sees them. Raises DiscoveryError."""
+    return look_around(settings, SystemClock(), timeout_s=timeout_s)
 
 
 def assemble(settings: Settings, ports: Ports, *, observers: Iterable[StepObserver] = ()) -> Core:
