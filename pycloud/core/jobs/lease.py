@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
+from pycloud.core.jobs.procedure import Recovery
 from pycloud.core.model.runtime import Failure, Job, JobState, Progress
 from pycloud.core.ports import Clock, Repository
 from pycloud.errors import CloudletError, JobCancelled, JobInterrupted, NotFound, StaleRecord
 
+CANCELLED = "the job was cancelled"
 _PROGRESS_EVERY_S = 0.25
 """Progress is for people: writing it more often only costs commits."""
 
@@ -28,11 +30,20 @@ class LeaseLost(CloudletError):
 class HeldJob:
     """A Job whose lease is ours; implements StepContext. Thread-safe."""
 
-    def __init__(self, job: Job, jobs: Repository[Job], clock: Clock, *, lease_s: float) -> None:
+    def __init__(
+        self,
+        job: Job,
+        jobs: Repository[Job],
+        clock: Clock,
+        *,
+        lease_s: float,
+        recovery: Recovery,
+    ) -> None:
         self._job = job
         self._jobs = jobs
         self._clock = clock
         self._lease_s = lease_s
+        self._recovery = recovery
         self._lock = threading.RLock()
         self._cancelled = threading.Event()
         self._interrupted = threading.Event()
@@ -70,8 +81,9 @@ class HeldJob:
         if self._lost.is_set():
             raise LeaseLost(f"job {self._job.id} belongs to another server now")
         if self._cancelled.is_set() and self._job.may_cancel:
-            raise JobCancelled("the job was cancelled")
-        if self._interrupted.is_set() and self._job.may_cancel:
+            raise JobCancelled(CANCELLED)
+        may_interrupt = self._job.may_cancel or self._recovery is Recovery.ROLL_FORWARD
+        if self._interrupted.is_set() and may_interrupt:
             raise JobInterrupted("the server is shutting down; ask again when it is back")
 
     def mark(self, phase: str) -> None:
@@ -107,22 +119,37 @@ class HeldJob:
         self._undoing = True
 
     def enter(self, stage: str, *, unit: str, may_cancel: bool) -> None:
-        """Write that a step begins. Raises JobCancelled, LeaseLost."""
+        """Write that a step begins. Raises JobCancelled, JobInterrupted, LeaseLost.
+
+        A wish to cancel that another server wrote before this step counts, one that
+        comes later is refused there: compare-and-swap decides which of the two it is.
+        """
         self.check()
         self._unit = unit
-        self.write(
-            lambda job: replace(
+
+        def begin(job: Job) -> Job:
+            if job.cancel_requested and job.may_cancel:
+                raise JobCancelled(CANCELLED)
+            return replace(
                 job,
                 stage=stage,
                 progress=Progress(unit=unit),
                 may_cancel=may_cancel,
                 result=dict(self._result),
             )
-        )
+
+        self.write(begin)
 
     def renew(self) -> None:
         """Extend the lease and learn whether somebody asked to cancel. Raises LeaseLost."""
-        self.write(lambda job: job)
+        with self._lock:
+            # It may have ended between the heartbeat's look and this call.
+            if self._job.state is JobState.RUNNING:
+                self.write(lambda job: job)
+
+    def give_back(self) -> Job:
+        """Put the Job back into the queue, to go on at its step. Raises LeaseLost."""
+        return self.write(lambda job: replace(job, state=JobState.QUEUED))
 
     def finish(self, state: JobState, failure: Failure | None) -> Job:
         """Write the end of the Job and give the lease back."""
@@ -142,22 +169,20 @@ class HeldJob:
         """Apply `change` to the record under the lease. Raises LeaseLost."""
         with self._lock:
             while True:
-                wanted = change(self._job)
-                lease_end = self._clock.now() + timedelta(seconds=self._lease_s)
-                final = wanted.is_final
-                wanted = replace(
-                    wanted,
-                    lease_owner="" if final else wanted.lease_owner,
-                    lease_expires_at=None if final else lease_end,
-                )
                 try:
-                    self._job = self._jobs.replace(wanted)
+                    self._job = self._jobs.replace(self._leased(change(self._job)))
                 except StaleRecord:
                     self._reload()
                 except NotFound as exc:
                     raise LeaseLost(f"job {self._job.id} was removed") from exc
                 else:
                     return self._job
+
+    def _leased(self, job: Job) -> Job:
+        if job.state is not JobState.RUNNING:
+            return replace(job, lease_owner="", lease_expires_at=None)
+        lease_end = self._clock.now() + timedelta(seconds=self._lease_s)
+        return replace(job, lease_expires_at=lease_end)
 
     def _reload(self) -> None:
         try:

@@ -17,13 +17,17 @@ _FOREIGN_POLL_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRequest:
-    """What is asked for: the kind, its arguments, what it touches and who asks."""
+    """What is asked for: the kind, its arguments, what it touches and who asks.
+
+    `may_cancel` False is for Jobs that have to be done once they are asked for.
+    """
 
     kind: JobKind
     arguments: Mapping[str, str]
     resources: tuple[str, ...]
     created_by: Principal
     id: JobId | None = None
+    may_cancel: bool = True
 
 
 class Jobs:
@@ -47,6 +51,7 @@ class Jobs:
                 kind=request.kind,
                 arguments=dict(request.arguments),
                 resources=request.resources,
+                may_cancel=request.may_cancel,
                 created_by=request.created_by,
                 created_at=self._clock.now(),
             )
@@ -97,13 +102,17 @@ class Jobs:
     def wait(self, job_id: JobId, *, timeout_s: float) -> Job:
         """Return the Job once it is final, or as it is when the time is over."""
         deadline = self._clock.monotonic() + timeout_s
+        patience_s = timeout_s
         with self._changed:
             while True:
                 job = self._store.jobs.get(job_id)
-                left = deadline - self._clock.monotonic()
-                if job.is_final or left <= 0:
+                left_s = min(deadline - self._clock.monotonic(), patience_s)
+                if job.is_final or left_s <= 0:
                     return job
-                self._changed.wait(min(left, _FOREIGN_POLL_S))
+                pause_s = min(left_s, _FOREIGN_POLL_S)
+                if not self._changed.wait(pause_s):
+                    # Counted as well, so that a clock which stands still ends the wait too.
+                    patience_s -= pause_s
 
     def announce(self) -> None:
         """Wake those who wait; called by the runner whenever a Job became final."""

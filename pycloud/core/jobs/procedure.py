@@ -62,7 +62,8 @@ class Recovery(StrEnum):
     """What happens to a Job whose server died.
 
     ROLL_BACK undoes all steps that began; ROLL_FORWARD goes on at the step that was
-    interrupted, which may find its own effect half made.
+    interrupted, which may find its own effect half made. The same happens when a server
+    is told to stop.
     """
 
     ROLL_BACK = "roll_back"
@@ -89,8 +90,9 @@ def _nothing(_context: StepContext, _failure: Failure) -> None:
 class Procedure:
     """The registered body of one JobKind.
 
-    `is_complete` tells after a crash that the effect exists and only the record of
-    success is missing. `on_failure` runs after all undos, with the failure recorded.
+    `is_complete` tells before a roll-back that the effect exists and only the record of
+    success is missing. `on_failure` runs after all undos, before the failure is recorded,
+    also when no step has begun; like an undo it has to be idempotent.
     """
 
     kind: JobKind

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from pycloud.core.jobs.lease import HeldJob, LeaseLost
+from pycloud.core.jobs.lease import CANCELLED, HeldJob, LeaseLost
 from pycloud.core.jobs.ledger import Jobs
 from pycloud.core.jobs.procedure import Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.model.identifiers import JobId, Principal
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 StepObserver = Callable[[JobKind, str, str], None]
 """Told (kind, step, `begin`, `end` or `undo`) around every step."""
 
+_STOP_POLL_S = 0.02
 _MOST_ATTEMPTS = 5
 """A Job that killed its server this often is rolled back, not tried again."""
 
@@ -49,7 +50,10 @@ class RunnerOptions:
 
 
 class JobRunner:
-    """Runs Jobs in threads of this process. `start` and `stop` may be called once each."""
+    """Runs Jobs in threads of this process. `start` and `stop` may be called once each.
+
+    Without `start` nothing runs but what `run_pending` and `recover` are called for.
+    """
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class JobRunner:
         self._lock = threading.Lock()
         self._pools: dict[Lane, ThreadPoolExecutor] = {}
         self._stopping = threading.Event()
+        self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
         jobs.listen(self._noticed)
 
@@ -96,25 +101,35 @@ class JobRunner:
             self._threads.append(thread)
 
     def stop(self, *, grace_s: float = 5.0) -> None:
-        """Start no further Job, let running ones end within `grace_s`, then undo them."""
-        self._stopping.set()
+        """Start no further Job, let running ones end within `grace_s`, then interrupt them.
+
+        What was interrupted is undone, or left to the next server if it goes forward.
+        """
+        with self._lock:
+            self._stopping.set()
         deadline = self._clock.monotonic() + grace_s
         while self._held and self._clock.monotonic() < deadline:
-            self._clock.sleep(0.02)
+            self._clock.sleep(_STOP_POLL_S)
         for held in tuple(self._held.values()):
             held.interrupt()
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
+        self._ended.set()
         for thread in self._threads:
             thread.join()
 
     def run_pending(self) -> None:
         """Run every queued Job in the calling thread; for tools and tests without threads."""
-        while queued := self._store.jobs.find({"state": JobState.QUEUED}).items:
-            for job in queued:
-                self._claim_and_run(job.id)
+        while any(self._claim_and_run(job.id) for job in self._queued()):
+            # It may have submitted others, so look again after each one.
+            continue
 
     # -- finding work ----------------------------------------------------------------
+
+    def _queued(self) -> list[Job]:
+        """Return the queued Jobs that this server can run; a newer one may have stored others."""
+        queued = self._store.jobs.find({"state": JobState.QUEUED}).items
+        return [job for job in queued if job.kind in self._procedures]
 
     def _noticed(self, job: Job) -> None:
         held = self._held.get(job.id)
@@ -126,13 +141,12 @@ class JobRunner:
     def _dispatch(self, job: Job) -> None:
         procedure = self._procedures.get(job.kind)
         pool = self._pools.get(procedure.lane) if procedure is not None else None
-        if pool is None or self._stopping.is_set():
-            return
         with self._lock:
-            if job.id in self._dispatched:
+            # Under the lock of `stop`, which shuts the pools down afterwards.
+            if pool is None or self._stopping.is_set() or job.id in self._dispatched:
                 return
             self._dispatched.add(job.id)
-        pool.submit(self._run_dispatched, job.id)
+            pool.submit(self._run_dispatched, job.id)
 
     def _run_dispatched(self, job_id: JobId) -> None:
         try:
@@ -147,14 +161,16 @@ class JobRunner:
     def _poll(self) -> None:
         while not self._stopping.wait(self._options.poll_s):
             try:
-                for job in self._store.jobs.find({"state": JobState.QUEUED}).items:
+                for job in self._queued():
                     self._dispatch(job)
             except CloudletError as exc:
                 log.warning("job_poll_failed", extra={"code": exc.code, "reason": exc.message})
+            except Exception:  # Without this thread, Jobs of other servers would lie about.
+                log.exception("job_poll_crashed")
 
     def _beat(self) -> None:
         period_s = min(self._options.lease_s / 3.0, 1.0)
-        while not self._stopping.wait(period_s) or self._held:
+        while not self._ended.wait(period_s):
             for held in tuple(self._held.values()):
                 try:
                     held.renew()
@@ -162,35 +178,71 @@ class JobRunner:
                     held.lose()
                 except CloudletError as exc:
                     log.warning("job_lease_not_renewed", extra={"code": exc.code})
-            if self._stopping.is_set():
-                self._clock.sleep(0.05)
+                except Exception:  # Without this thread, every lease would run out.
+                    log.exception("job_heartbeat_crashed")
 
     # -- claiming --------------------------------------------------------------------
 
-    def _claim_and_run(self, job_id: JobId) -> None:
+    def _claim_and_run(self, job_id: JobId) -> bool:
         held = self._claim(job_id, JobState.QUEUED)
-        if held is not None:
-            with self._holding(held):
-                self._execute(held)
+        if held is None:
+            return False
+        with self._holding(held):
+            self._execute(held)
+        return True
 
     def recover(self) -> None:
-        """Take over Jobs whose lease ran out, and finish or undo them in this thread."""
+        """Take over Jobs whose lease ran out.
+
+        Those that go back are undone in this thread, which is short; those that go
+        forward are queued again, because finishing one may take an hour.
+        """
         now = self._clock.now()
         for job in self._store.jobs.find({"state": JobState.RUNNING}).items:
-            if job.lease_expires_at is None or job.lease_expires_at > now:
+            expired = job.lease_expires_at is None or job.lease_expires_at <= now
+            if not expired or job.kind not in self._procedures:
                 continue
-            held = self._claim(job.id, JobState.RUNNING)
-            if held is not None:
-                log.warning("job_recovered", extra={"job_id": job.id, "stage": job.stage})
-                with self._holding(held):
-                    self._recover(held)
+            try:
+                self._recover(job)
+            except CloudletError as exc:
+                # The lease runs out again, and the next round looks once more.
+                fields = {"job_id": job.id, "code": exc.code, "reason": exc.message}
+                log.warning("job_recovery_postponed", extra=fields)
+            except Exception:  # One broken Job must not keep the others from recovery.
+                log.exception("job_recovery_crashed", extra={"job_id": job.id})
+
+    def _recover(self, job: Job) -> None:
+        procedure = self._procedures[job.kind]
+        forward = procedure.recovery is Recovery.ROLL_FORWARD
+        if forward and job.attempts < _MOST_ATTEMPTS:
+            self._requeue(job)
+            return
+        held = self._claim(job.id, JobState.RUNNING)
+        if held is None:
+            return
+        log.warning("job_rolled_back", extra={"job_id": job.id, "stage": job.stage})
+        with self._holding(held):
+            if procedure.is_complete(held):
+                self._finish(held, JobState.SUCCEEDED, None)
+            else:
+                self._roll_back(held, procedure)
+
+    def _requeue(self, job: Job) -> None:
+        try:
+            queued = self._store.jobs.replace(
+                replace(job, state=JobState.QUEUED, lease_owner="", lease_expires_at=None)
+            )
+        except (StaleRecord, NotFound):
+            return
+        log.warning("job_goes_on", extra={"job_id": job.id, "stage": job.stage})
+        self._dispatch(queued)
 
     def _claim(self, job_id: JobId, expected: JobState) -> HeldJob | None:
         now = self._clock.now()
         try:
             job = self._store.jobs.get(job_id)
             expired = job.lease_expires_at is None or job.lease_expires_at <= now
-            if job.state is not expected or not expired:
+            if job.state is not expected or not expired or job.kind not in self._procedures:
                 return None
             claimed = self._store.jobs.replace(
                 replace(
@@ -204,7 +256,13 @@ class JobRunner:
             )
         except (StaleRecord, NotFound):
             return None
-        return HeldJob(claimed, self._store.jobs, self._clock, lease_s=self._options.lease_s)
+        return HeldJob(
+            claimed,
+            self._store.jobs,
+            self._clock,
+            lease_s=self._options.lease_s,
+            recovery=self._procedures[claimed.kind].recovery,
+        )
 
     def _holding(self, held: HeldJob) -> ExitStack:
         self._held[held.job.id] = held
@@ -222,25 +280,31 @@ class JobRunner:
             log.warning("job_lease_lost", extra={"job_id": held.job.id, "reason": exc.message})
         except JobCancelled as exc:
             self._fail(held, JobState.CANCELLED, exc)
+        except JobInterrupted as exc:
+            if procedure.recovery is Recovery.ROLL_FORWARD:
+                self._give_back(held)
+            else:
+                self._fail(held, JobState.FAILED, exc)
         except Exception as exc:  # noqa: BLE001  # a Job always ends with a record
             self._fail(held, JobState.FAILED, exc)
         else:
             self._finish(held, JobState.SUCCEEDED, None)
 
     def _run_steps(self, held: HeldJob, procedure: Procedure) -> None:
+        begun = _begun(held.job, procedure)
         may_cancel = True
-        names = [step.name for step in procedure.steps]
-        first = names.index(held.job.stage) if held.job.stage in names else 0
         with ExitStack() as undo:
+            # What a server that died did or began is still to be undone if this fails.
+            for step in procedure.steps[:begun]:
+                undo.callback(self._undo, held, step)
             try:
                 for position, step in enumerate(procedure.steps):
                     may_cancel = may_cancel and not step.final
-                    if position < first:
-                        # Done by the server that died; still to be undone if this fails.
-                        undo.callback(self._undo, held, step)
+                    if position < begun - 1:
                         continue
                     held.enter(step.name, unit=step.unit, may_cancel=may_cancel)
-                    undo.callback(self._undo, held, step)
+                    if position >= begun:
+                        undo.callback(self._undo, held, step)
                     self._observe(held, step, "begin")
                     step.run(held)
                     self._observe(held, step, "end")
@@ -248,32 +312,20 @@ class JobRunner:
                 # Whoever has the lease now undoes or finishes; two at once would clash.
                 undo.pop_all()
                 raise
+            except JobInterrupted:
+                if procedure.recovery is Recovery.ROLL_FORWARD:
+                    undo.pop_all()
+                raise
             undo.pop_all()
 
-    def _recover(self, held: HeldJob) -> None:
-        procedure = self._procedures[held.job.kind]
-        forward = procedure.recovery is Recovery.ROLL_FORWARD
-        try:
-            complete = procedure.is_complete(held)
-        except CloudletError as exc:
-            # The lease runs out again, and the next round looks once more.
-            log.warning("job_recovery_postponed", extra={"job_id": held.job.id, "code": exc.code})
-            return
-        if complete:
-            self._finish(held, JobState.SUCCEEDED, None)
-        elif forward and held.job.attempts <= _MOST_ATTEMPTS:
-            self._execute(held)
-        else:
-            self._roll_back(held, procedure)
-
     def _roll_back(self, held: HeldJob, procedure: Procedure) -> None:
-        names = [step.name for step in procedure.steps]
-        begun = names.index(held.job.stage) + 1 if held.job.stage in names else 0
-        failure = JobInterrupted("the server stopped in the middle; everything was undone")
-        for step in reversed(procedure.steps[:begun]):
+        for step in reversed(procedure.steps[: _begun(held.job, procedure)]):
             self._undo(held, step)
-        cancelled = held.job.cancel_requested
-        self._fail(held, JobState.CANCELLED if cancelled else JobState.FAILED, failure)
+        if held.job.cancel_requested:
+            self._fail(held, JobState.CANCELLED, JobCancelled(CANCELLED))
+        else:
+            reason = "the server stopped in the middle; everything was undone"
+            self._fail(held, JobState.FAILED, JobInterrupted(reason))
 
     def _undo(self, held: HeldJob, step: Step) -> None:
         if step.undo is None:
@@ -282,12 +334,8 @@ class JobRunner:
         self._observe(held, step, "undo")
         try:
             step.undo(held)
-        except CloudletError as exc:
-            # The other undos still run; `reconcile` removes what this one left.
-            log.warning(
-                "job_undo_failed",
-                extra={"job_id": held.job.id, "step": step.name, "code": exc.code},
-            )
+        except Exception as exc:  # noqa: BLE001  # the others still run, reconcile does the rest
+            _log_failure("job_undo_failed", exc, {"job_id": held.job.id, "step": step.name})
 
     def _observe(self, held: StepContext, step: Step, moment: str) -> None:
         for observer in self._observers:
@@ -304,9 +352,17 @@ class JobRunner:
         procedure = self._procedures[held.job.kind]
         try:
             procedure.on_failure(held, failure)
-        except CloudletError as late:
-            log.warning("job_on_failure_failed", extra={"job_id": held.job.id, "code": late.code})
+        except Exception as late:  # noqa: BLE001  # the failure itself has to be recorded
+            _log_failure("job_on_failure_failed", late, {"job_id": held.job.id})
         self._finish(held, state, failure)
+
+    def _give_back(self, held: HeldJob) -> None:
+        try:
+            job = held.give_back()
+        except LeaseLost as exc:
+            log.warning("job_lease_lost", extra={"job_id": held.job.id, "reason": exc.message})
+            return
+        log.info("job_left_to_next_server", extra={"job_id": job.id, "stage": job.stage})
 
     def _finish(self, held: HeldJob, state: JobState, failure: Failure | None) -> None:
         try:
@@ -318,3 +374,16 @@ class JobRunner:
         log.info("job_finished", extra=fields | ({"code": failure.code} if failure else {}))
         self._jobs.record(job, str(job.state), actor=Principal(job.created_by))
         self._jobs.announce()
+
+
+def _begun(job: Job, procedure: Procedure) -> int:
+    """Return how many steps have begun, the one that was interrupted included."""
+    names = [step.name for step in procedure.steps]
+    return names.index(job.stage) + 1 if job.stage in names else 0
+
+
+def _log_failure(event: str, exc: Exception, fields: dict[str, str]) -> None:
+    if isinstance(exc, CloudletError):
+        log.warning(event, extra=fields | {"code": exc.code, "reason": exc.message})
+    else:
+        log.error(event, extra=fields, exc_info=exc)
