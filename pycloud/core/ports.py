@@ -521,7 +521,10 @@ class Discovery(Protocol):
     """Announce this cloudlet and see others."""
 
     def start(self) -> None:
-        """Begin to announce and browse. Raises NameTaken, DiscoveryError."""
+        """Begin to announce and browse in the background; `problem` tells how it goes.
+
+        A name that is taken or a network that is missing raises nothing: it is tried again.
+        """
         ...
 
     def update_load(self, *, load_percent: int, services: Sequence[str]) -> None:

@@ -118,16 +118,25 @@ class ZeroconfDiscovery:
             thread.join(timeout=_STOP_TIMEOUT_S)
 
     def _keep(self) -> None:
-        while not self._stopping.is_set():
-            found = self._reach.addresses()
-            try:
-                with Zeroconf(interfaces=[item.address for item in found]) as zeroconf:
-                    self._keep_announced(zeroconf, found)
-            except (OSError, Error) as exc:
-                self._tell(_explain(exc))
-                self._stopping.wait(self._intervals.retry_s)
-        self._table.clear()
-        self._tell(None)
+        try:
+            while not self._stopping.is_set():
+                self._keep_open()
+        finally:
+            self._table.clear()
+            self._tell(
+                None
+                if self._stopping.is_set()
+                else "discovery has failed, as the log tells; restart"
+            )
+
+    def _keep_open(self) -> None:
+        found = self._reach.addresses()
+        try:
+            with Zeroconf(interfaces=[item.address for item in found]) as zeroconf:
+                self._keep_announced(zeroconf, found)
+        except (OSError, Error) as exc:
+            self._tell(_explain(exc))
+            self._stopping.wait(self._intervals.retry_s)
 
     def _keep_announced(self, zeroconf: Zeroconf, found: tuple[InterfaceAddress, ...]) -> None:
         keeper = _Keeper(zeroconf, self._cloudlet, self._announcement(), table=self._table)
