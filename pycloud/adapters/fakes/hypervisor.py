@@ -107,17 +107,17 @@ class FakeHypervisor:
             forwards = spec.network.forwards if isinstance(spec.network, UserNetwork) else ()
             method = _method(spec.memory)
             self._make_disk(spec)
-            on_phase("disk")
             try:
+                on_phase("disk")
                 self._check_memory(spec)
                 self._check_ports(forwards)
+                on_phase("domain")
             except CloudletError:
                 self._disks.discard(spec.owner)
                 raise
             domain = FakeDomain(spec=spec, method=method, forwards=forwards)
             self._domains[spec.domain_id] = domain
             self._record_start(domain)
-        on_phase("domain")
 
     def start_held(self, spec: DomainSpec) -> None:
         """Load a domain from memory and leave it paused."""
