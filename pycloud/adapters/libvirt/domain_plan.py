@@ -180,7 +180,14 @@ class BridgeLink:
     bridge: str
 
 
-Link = RestrictedUserLink | PlainUserLink | BridgeLink
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapLink:
+    """A tap device that exists already and is on its bridge."""
+
+    device: str
+
+
+Link = RestrictedUserLink | PlainUserLink | BridgeLink | TapLink
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from pycloud.adapters.libvirt.domain_plan import (
     RamFile,
     RestrictedUserLink,
     Tag,
+    TapLink,
 )
 from pycloud.core.model.catalog import Architecture, OsType
 
@@ -146,7 +147,7 @@ def _add_devices(devices: ET.Element, plan: Plan) -> None:
     hardware = plan.hardware
     _add_disk(devices, hardware, plan.disk)
     _add_controllers(devices, hardware)
-    if isinstance(plan.link, PlainUserLink | BridgeLink):
+    if isinstance(plan.link, PlainUserLink | BridgeLink | TapLink):
         _add_interface(devices, hardware.nic, plan.link)
     if hardware.has_serial and plan.serial_log is None:
         ET.SubElement(devices, "serial", type="pty")
@@ -201,12 +202,20 @@ def _add_controllers(devices: ET.Element, hardware: Hardware) -> None:
         _add_address(usb, hardware.usb)
 
 
-def _add_interface(devices: ET.Element, nic: NicDevice, link: PlainUserLink | BridgeLink) -> None:
-    kind = "bridge" if isinstance(link, BridgeLink) else "user"
-    interface = ET.SubElement(devices, "interface", type=kind)
+def _add_interface(
+    devices: ET.Element, nic: NicDevice, link: PlainUserLink | BridgeLink | TapLink
+) -> None:
+    interface = ET.SubElement(devices, "interface")
     ET.SubElement(interface, "mac", address=nic.mac_address)
-    if isinstance(link, BridgeLink):
-        ET.SubElement(interface, "source", bridge=link.bridge)
+    match link:
+        case PlainUserLink():
+            interface.set("type", "user")
+        case BridgeLink(bridge=bridge):
+            interface.set("type", "bridge")
+            ET.SubElement(interface, "source", bridge=bridge)
+        case TapLink(device=device):
+            interface.set("type", "ethernet")
+            ET.SubElement(interface, "target", dev=device, managed="no")
     ET.SubElement(interface, "model", type=nic.model.value)
     if nic.rom is OptionRom.NONE:
         ET.SubElement(interface, "rom", enabled="no")

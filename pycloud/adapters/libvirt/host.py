@@ -4,6 +4,7 @@
 import threading
 
 from pycloud.adapters.data_directory import DataDirectory
+from pycloud.adapters.libvirt.bridge_ports import has_port, remove_port
 from pycloud.adapters.libvirt.capabilities import process_owner, read_facts
 from pycloud.adapters.libvirt.connection import Connection
 from pycloud.adapters.libvirt.disks import InstanceFiles
@@ -11,6 +12,7 @@ from pycloud.adapters.libvirt.domain_plan import ProcessOwner
 from pycloud.adapters.libvirt.domains import DomainControl, cloudlet_mark
 from pycloud.adapters.libvirt.monitor import Monitor
 from pycloud.adapters.libvirt.planner import Planner
+from pycloud.adapters.libvirt.session_daemon import needs_own_daemon
 from pycloud.adapters.libvirt.starting import Starter
 from pycloud.core.model.fleet import HypervisorFacts
 from pycloud.core.model.identifiers import DomainId, InstanceId
@@ -71,4 +73,6 @@ class LibvirtHost:
     def discard(self, domain_id: DomainId, owner: InstanceId) -> None:
         """End a domain of ours and remove its files; idempotent."""
         self.domains.destroy(domain_id)
+        if needs_own_daemon(self.connection.uri) and has_port(domain_id):
+            remove_port(domain_id)
         self.files.remove(owner)

@@ -17,6 +17,7 @@ from pycloud.adapters.libvirt.domain_plan import (
     DiskFiles,
     Hardware,
     Incoming,
+    Link,
     PlainUserLink,
     Plan,
     ProcessOwner,
@@ -24,6 +25,7 @@ from pycloud.adapters.libvirt.domain_plan import (
     RamFile,
     RestrictedUserLink,
     Tag,
+    TapLink,
     standard_hardware,
 )
 from pycloud.adapters.libvirt.domains import domain_name
@@ -43,6 +45,8 @@ class Placement:
     tag: Tag
     disk: DiskFiles
     serial_log: Path
+    tap: str | None = None
+    """A tap device made for the domain, if libvirt cannot make one."""
 
 
 class Planner:
@@ -125,12 +129,6 @@ class Planner:
         )
 
     def _plan(self, spec: DomainSpec, placement: Placement, hardware: Hardware) -> Plan:
-        network = spec.network
-        link = (
-            BridgeLink(bridge=network.bridge)
-            if isinstance(network, BridgedNetwork)
-            else RestrictedUserLink()
-        )
         return Plan(
             name=domain_name(spec.owner),
             domain_id=spec.domain_id,
@@ -141,13 +139,21 @@ class Planner:
             memory_mib=spec.memory_mib,
             hardware=hardware,
             disk=placement.disk,
-            link=link,
+            link=_link(spec, placement),
             serial_log=placement.serial_log,
             # A new one tells the guest that it is a copy, so that it draws new random numbers.
             generation_id=str(uuid.uuid4()),
             translation_cache_mib=self._translation_cache_mib,
             process_owner=self._process_owner(),
         )
+
+
+def _link(spec: DomainSpec, placement: Placement) -> Link:
+    if not isinstance(spec.network, BridgedNetwork):
+        return RestrictedUserLink()
+    if placement.tap is not None:
+        return TapLink(device=placement.tap)
+    return BridgeLink(bridge=spec.network.bridge)
 
 
 def _check_memory(spec: DomainSpec, memory: MemoryState, facts: HypervisorFacts) -> None:

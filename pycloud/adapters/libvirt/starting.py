@@ -5,6 +5,7 @@ Each way ends with a domain that is paused, complete and without forwards. What 
 left for the caller to undo.
 """
 
+from pycloud.adapters.libvirt.bridge_ports import make_port
 from pycloud.adapters.libvirt.connection import Connection
 from pycloud.adapters.libvirt.disks import InstanceFiles
 from pycloud.adapters.libvirt.domain_plan import Tag
@@ -16,8 +17,9 @@ from pycloud.adapters.libvirt.ram_files import prepare_private_mapping
 from pycloud.adapters.libvirt.save_format import read_header
 from pycloud.adapters.libvirt.save_image import restore
 from pycloud.adapters.libvirt.saved_hardware import read_saved_guest
+from pycloud.adapters.libvirt.session_daemon import needs_own_daemon
 from pycloud.core.model.catalog import MemoryKind, MemoryState
-from pycloud.core.ports import Clock, DomainSpec, PhaseSink
+from pycloud.core.ports import BridgedNetwork, Clock, DomainSpec, PhaseSink
 from pycloud.errors import (
     HypervisorError,
     HypervisorUnavailable,
@@ -65,9 +67,13 @@ class Starter:
                 self._restore(spec, spec.memory, placement, on_phase)
 
     def place(self, spec: DomainSpec, tag: Tag) -> Placement:
-        """Make the disk of a new domain and say where its own files are."""
+        """Make what a new domain has of its own: disk, tap device, serial log."""
         disk = self._files.make_disk(spec.owner, spec.disk)
-        return Placement(tag=tag, disk=disk, serial_log=self._files.serial_log(spec.owner))
+        tap = None
+        if isinstance(spec.network, BridgedNetwork) and needs_own_daemon(self._connection.uri):
+            tap = make_port(spec.domain_id, bridge=spec.network.bridge)
+        serial_log = self._files.serial_log(spec.owner)
+        return Placement(tag=tag, disk=disk, serial_log=serial_log, tap=tap)
 
     def _clone(
         self, spec: DomainSpec, memory: MemoryState, placement: Placement, on_phase: PhaseSink
