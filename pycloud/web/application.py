@@ -92,11 +92,11 @@ def add_routes(config: Configurator, routes: Sequence[Route]) -> None:
 def finish(config: Configurator) -> WSGIApplication:
     """Return the application. Raises ConfigurationError if a view has no permission."""
     config.commit()
-    for entry in config.introspector.get_category("permissions") or ():
-        name = entry["introspectable"]["value"]
-        if name not in RULES and name != _NO_PERMISSION and entry["related"]:
-            views = ", ".join(str(view.title) for view in entry["related"])
-            message = f"permission {name!r} has no rule, so nobody may call: {views}"
+    for entry in config.introspector.get_category("views") or ():
+        names = [one["value"] for one in entry["related"] if one.category_name == "permissions"]
+        if not names or not all(name in RULES or name == _NO_PERMISSION for name in names):
+            view = entry["introspectable"]
+            message = f"{view.title} of route {view['route_name']!r} has no permission with a rule"
             raise ConfigurationError(message)
     return cast("WSGIApplication", config.make_wsgi_app())  # cast: pyramid has no types
 

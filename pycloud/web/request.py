@@ -52,6 +52,9 @@ class lazy(Generic[T]):  # noqa: N801  # read as a decorator, like `property`
 class Request(PyramidRequest):  # type: ignore[misc]  # pyramid has no types
     """A request of either app."""
 
+    # JSON bodies are bounded before they are read, so none has to go through a file.
+    request_body_tempfile_limit = 1024 * 1024
+
     @property
     def core(self) -> Core:
         """What the cloudlet can do."""

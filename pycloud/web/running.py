@@ -6,22 +6,17 @@ start and not half of it.
 """
 
 import logging
-import resource
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from wsgiref.types import WSGIApplication
 
-from pycloud.errors import CloudletError, InvalidSettings
+from pycloud.errors import CloudletError
 from pycloud.settings import Settings
-from pycloud.web.serving import BoundedServer, bind, build_server, limits_of, stop_at_signals
+from pycloud.web.process import prepare_process, stop_at_signals
+from pycloud.web.serving import BoundedServer, bind, build_server, limits_of
 
 logger = logging.getLogger(__name__)
-
-_SPARE_FILES = 256
-"""File descriptors for everything that is not a connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,35 +74,6 @@ def serve(
             thread.join()
     if not was_asked:
         raise ServerDied("a server ended by itself; the log says why")
-
-
-def prepare_process(settings: Settings) -> None:
-    """Give this process the file descriptors it may need, and a place for large bodies."""
-    _raise_file_limit(settings.connection_limit + _SPARE_FILES)
-    bodies = settings.data_dir / "bodies"
-    try:
-        bodies.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as exc:
-        raise InvalidSettings(
-            "pycloud.data_dir", str(settings.data_dir), allowed=f"a writable directory ({exc})"
-        ) from exc
-    _keep_bodies_in(bodies)
-
-
-def _keep_bodies_in(directory: Path) -> None:
-    # waitress asks `tempfile` where to put a body that outgrows memory; the usual answer
-    # is a RAM disk or a small partition.
-    tempfile.tempdir = str(directory)
-
-
-def _raise_file_limit(wanted: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= wanted:
-        return
-    reachable = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
-    if reachable < wanted:
-        logger.warning("file_limit_low", extra={"limit": reachable, "wanted": wanted})
 
 
 def _run_in_thread(name: str, server: BoundedServer, ended: threading.Event) -> threading.Thread:

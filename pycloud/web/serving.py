@@ -10,14 +10,12 @@ nothing of the application that it serves.
 """
 
 import logging
-import signal
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, cast
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -30,6 +28,7 @@ from waitress.task import ThreadedTaskDispatcher
 from pycloud.errors import InvalidSettings
 from pycloud.settings import Settings, from_mapping
 from pycloud.web import waiting
+from pycloud.web.process import prepare_process, stop_at_signals
 
 logger = logging.getLogger(__name__)
 
@@ -292,22 +291,12 @@ def paste_server(
     }
     if app not in places:
         raise InvalidSettings("app", app, allowed="api or manager")
+    prepare_process(settings)
     server = build_server(application, bind(*places[app]), limits_of(settings))
     stop_at_signals(server.stop)
     url = f"http://{server.effective_host}:{server.effective_port}"
     logger.info("server_listening", extra={"app": app, "url": url})
     server.run()
-
-
-def stop_at_signals(stop: Callable[[], None]) -> None:
-    """Call `stop` at SIGTERM and SIGINT; only from the main thread."""
-
-    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # signal's signature
-        logger.info("server_stopping", extra={"signal": signal.Signals(number).name})
-        stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
 
 
 def _with_room(application: WSGIApplication, room: waiting.WaitRoom) -> WSGIApplication:
