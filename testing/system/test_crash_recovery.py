@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from pycloud.core.facade import Core
 from pycloud.core.instances import StartRequest
-from pycloud.core.machines import domain_id_of
-from pycloud.core.model.runtime import LIVE_STATES, InstanceState, Job, JobKind, JobState
+from pycloud.core.model.runtime import JobKind, JobState
 from pycloud.settings import from_mapping
 from pycloud.wiring import build_core
 from testing.guest import guest_image
+from testing.system.crash.agreement import await_agreement
 from testing.system.crash.cloudlets import (
     OPERATOR,
     SERVICE,
@@ -32,9 +31,6 @@ from testing.system.crash.cloudlets import (
 )
 from testing.system.crash.scenarios import IMAGE, PACKAGE, SCENARIOS
 
-AGREEMENT_S = 30.0
-"""What is promised to operators: everything agrees this long after a restart."""
-QUIET_ROUNDS = 3
 MIDWAY = {
     (JobKind.INSTANCE_START, "boot"),
     (JobKind.INSTANCE_STOP, "destroy"),
@@ -149,48 +145,6 @@ def test_a_killed_server_leaves_nothing_half_done(
     assert victim.returncode == -signal.SIGKILL, victim.stderr
 
     with running_core(settings_for(data_dir, warm_total=scenario.warm_total)) as core:
-        job = _await_agreement(core, kind)
-        scenario.judge(core, job)
-
-
-def _await_agreement(core: Core, kind: JobKind) -> Job:
-    """Wait until no Job is active and everything agrees for some rounds in a row."""
-    deadline = core.clock.monotonic() + AGREEMENT_S
-    quiet, found = 0, "nothing was looked at"
-    while core.clock.monotonic() < deadline:
-        found = _disagreement(core)
-        quiet = 0 if found else quiet + 1
-        if quiet >= QUIET_ROUNDS:
-            jobs = [job for job in core.jobs.jobs(limit=500).items if job.kind is kind]
-            return min(jobs, key=lambda job: job.created_at)
-        core.clock.sleep(core.settings.reconcile_s)
-    raise AssertionError(f"after {AGREEMENT_S:g} s: {found}")
-
-
-def _disagreement(core: Core) -> str:
-    """Say in which way records, domains, disks, ports and room disagree; empty if they agree."""
-    store, guests = core.background.store, core.instances.guests
-    instances = {
-        item.id: item
-        for item in core.instances.instances(limit=500).items
-        if item.state in LIVE_STATES
-    }
-    owners = set(instances) | {copy.id for copy in store.warm_domains.find().items}
-    domains = {domain.owner: domain.id for domain in guests.hypervisor.domains()}
-    running = {item.id for item in instances.values() if item.state is InstanceState.RUNNING}
-    uploads = {item.id for item in store.uploads.find().items}
-    published = {mapping.host_port for item in instances.values() for mapping in item.ports}
-    pairs = {
-        "active jobs": ({job.id for job in core.jobs.active()}, set()),
-        "instances that run": (running, set(instances)),
-        "domains": (set(domains.items()), {(owner, domain_id_of(owner)) for owner in owners}),
-        "disks": (set(guests.hypervisor.disk_owners()), owners),
-        "room and ports": (set(guests.placement.holders()), owners),
-        "leased ports": ({lease.port for lease in store.port_leases.find().items}, published),
-        "staging areas": (set(core.background.reconciler.blobs.areas()) - uploads, set()),
-    }
-    return "; ".join(
-        f"{what}: {found}, not {wanted}"
-        for what, (found, wanted) in pairs.items()
-        if found != wanted
-    )
+        await_agreement(core)
+        jobs = [job for job in core.jobs.jobs(limit=500).items if job.kind is kind]
+        scenario.judge(core, min(jobs, key=lambda job: job.created_at))
