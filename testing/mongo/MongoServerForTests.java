@@ -3,6 +3,8 @@
 import de.bwaldvogel.mongo.MongoServer;
 import de.bwaldvogel.mongo.MongoVersion;
 import de.bwaldvogel.mongo.backend.memory.MemoryBackend;
+import de.bwaldvogel.mongo.bson.Document;
+import de.bwaldvogel.mongo.wire.message.MongoMessage;
 import java.io.IOException;
 import java.net.InetSocketAddress;
 import java.util.List;
@@ -17,7 +19,7 @@ public final class MongoServerForTests {
     private MongoServerForTests() {}
 
     public static void main(String[] arguments) throws IOException {
-        MongoServer server = new MongoServer(new MemoryBackend().version(new Mongo5()));
+        MongoServer server = new MongoServer(new AtomicBackend().version(new Mongo5()));
         server.bind(new InetSocketAddress("127.0.0.1", 0));
         System.out.println(server.getLocalAddress().getPort());
         System.out.flush();
@@ -25,6 +27,19 @@ public final class MongoServerForTests {
             // Nothing is expected on the input but its end.
         }
         server.shutdownNow();
+    }
+
+    /**
+     * A backend in which each command happens at once, as MongoDB promises for one document.
+     *
+     * <p>The library changes documents in place and encodes answers later, on other threads, so
+     * that without this a reader now and then gets half of the old document and half of the new.
+     */
+    private static final class AtomicBackend extends MemoryBackend {
+        @Override
+        public synchronized Document handleMessage(MongoMessage message) {
+            return super.handleMessage(message).cloneDeeply();
+        }
     }
 
     /**
