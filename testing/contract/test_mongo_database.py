@@ -8,9 +8,11 @@ import pytest
 from pymongo.errors import AutoReconnect, OperationFailure, WTimeoutError
 
 from pycloud.adapters.store import mongo_database
+from pycloud.adapters.store.documents import codec_for
 from pycloud.adapters.store.mongo import MongoStore
 from pycloud.adapters.store.mongo_database import CURRENT, Schema, connect, translated
 from pycloud.adapters.store.mongo_revisions import Revision
+from pycloud.core.model.runtime import Event
 from pycloud.errors import (
     InsufficientStorage,
     InvalidSettings,
@@ -215,6 +217,23 @@ def test_revision_reports_a_missing_counter(store, database):
 
     with pytest.raises(StoreError, match="restart the server"):
         store.services.revision()
+
+
+# -- events -----------------------------------------------------------------------------------
+
+
+def test_number_of_a_dropped_event_is_not_given_again_when_a_server_was_slow(store, database):
+    for _ in range(3):
+        store.events.append(an_event())
+    store.events.trim(keep=0)
+    document = codec_for(Event).encode(an_event())
+    del document["sequence"]
+
+    # What a server does that looked up the latest number before the others went on.
+    taken = store.events._take(2, document)
+
+    assert taken is False
+    assert database["event"].count_documents({}) == 0
 
 
 # -- errors -----------------------------------------------------------------------------------

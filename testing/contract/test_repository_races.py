@@ -2,12 +2,13 @@
 """Exactly one of several callers wins, be they threads or processes."""
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from dataclasses import replace
+from threading import Barrier, Event
 
 from testing.contract.contenders import lease_ports, raise_capacity, take_messages
 from testing.contract.processes import contend
 from testing.contract.stores import open_store
-from testing.factories import a_host, a_message, a_service
+from testing.factories import THIS_HOST, a_host, a_message, a_service
 
 THREADS = 6
 PROCESSES = 3
@@ -50,6 +51,27 @@ def test_remove_gives_each_record_to_one_thread_when_all_try_at_once(store):
     ids = [store.messages.add(a_message()).id for _ in range(40)]
 
     assert _flat(_race(take_messages, store, count=40)) == sorted(ids)
+
+
+def test_record_is_read_whole_when_it_is_replaced_meanwhile(store):
+    finished = Event()
+    store.hosts.add(a_host(vcpus=0, max_instances=0))
+
+    def write():
+        for number in range(1, 300):
+            host = store.hosts.get(THIS_HOST)
+            store.hosts.replace(replace(host, vcpus=number, max_instances=number))
+        finished.set()
+
+    torn = 0
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        while not finished.is_set() and not writer.done():
+            host = store.hosts.get(THIS_HOST)
+            torn += not host.vcpus == host.max_instances == host.generation - 1
+        writer.result()
+
+    assert torn == 0
 
 
 def test_revision_changes_for_every_reader_when_threads_write(store):

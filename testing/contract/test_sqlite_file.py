@@ -129,6 +129,7 @@ def test_new_file_has_the_current_version(store, path):
 def test_newer_file_is_refused_and_left_alone(path):
     SqliteStore(path).close()
     SqliteStore(path, schema=NEXT).close()
+    path.chmod(0o640)
     before = path.read_bytes()
 
     with pytest.raises(SchemaTooNew) as caught:
@@ -136,6 +137,7 @@ def test_newer_file_is_refused_and_left_alone(path):
 
     assert (caught.value.found, caught.value.supported) == (3, 1)
     assert path.read_bytes() == before
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_ping_tells_when_a_newer_pycloud_changed_the_file_meanwhile(store, path):
