@@ -92,9 +92,9 @@ class _Attempts:
     """The connections of one wait: a bounded number, the oldest given up for a new one.
 
     After a refusal the next attempt follows within 2 % of the time waited so far; beside
-    a silent one, within 5 %, but never in less than a quarter of a second. So the probe is quick with a clone and cheap with a cold boot,
-    and as sixteen attempts span a factor of two in age, a service that needs a long time
-    for its first answer gets it too.
+    a silent one, within 5 %, but never in less than a quarter of a second. So the probe is
+    quick with a clone and cheap with a cold boot, and as sixteen attempts span a factor of
+    two in age, a service that needs a long time for its first answer gets it too.
     """
 
     def __init__(self, target: ProbeTarget, begin_s: float) -> None:
