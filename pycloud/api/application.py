@@ -4,6 +4,7 @@
 import atexit
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from importlib.resources import files
 from wsgiref.types import WSGIApplication
 
@@ -39,7 +40,7 @@ def main(
 
 def make_app(core: Core, settings: Settings) -> WSGIApplication:
     """Make the app on a core that exists; opens nothing but the API description."""
-    contract = Contract(files("pycloud.api").joinpath("openapi.yaml").read_text("utf-8"))
+    contract = _contract()
     config = new_configurator(core, settings, on_error=_error_view)
     config.include("pyramid_jinja2")
     config.registry.contract = contract
@@ -48,6 +49,12 @@ def make_app(core: Core, settings: Settings) -> WSGIApplication:
     add_routes(config, _bound(routes.V2, contract))
     add_routes(config, routes.OTHERS)
     return finish(config)
+
+
+@cache
+def _contract() -> Contract:
+    """Read and compile the API description once per process."""
+    return Contract(files("pycloud.api").joinpath("openapi.yaml").read_text("utf-8"))
 
 
 def _bound(table: Iterable[Route], contract: Contract) -> list[Route]:
