@@ -8,13 +8,16 @@ and have none of root's powers. Nothing is configured, and the daemon ends when 
 been idle. Must not be used for any other URI.
 """
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+from pycloud.adapters.libvirt import session_supervisor
 from pycloud.errors import HypervisorUnavailable
 
 SESSION_URI = "qemu:///session"
@@ -50,40 +53,55 @@ def provide_daemon() -> str:
 
 def _start(executable: str, socket_path: Path) -> None:
     RUNTIME_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
-    environment = {**os.environ, "XDG_RUNTIME_DIR": str(RUNTIME_DIR)}
+    log = RUNTIME_DIR / "daemon.log"
     command = [
         "unshare",
         "--user",
         f"--map-user={_UNPRIVILEGED_ID}",
         f"--map-group={_UNPRIVILEGED_ID}",
+        "--",
+        sys.executable,
+        # Neither the environment nor site packages: only the standard library is needed.
+        "-I",
+        "-S",
+        str(Path(session_supervisor.__file__)),
         executable,
-        "--daemon",
         f"--timeout={_IDLE_TIMEOUT_S}",
     ]
     try:
-        finished = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_START_DEADLINE_S,
-            check=False,
-            start_new_session=True,
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        raise HypervisorUnavailable(
-            f"the session daemon of libvirt cannot be started: {exc}"
-        ) from exc
+        with log.open("wb") as output:
+            subprocess.run(
+                command,
+                env={
+                    **os.environ,
+                    "XDG_RUNTIME_DIR": str(RUNTIME_DIR),
+                    # Errors only; otherwise every guest adds lines that nobody reads.
+                    "LIBVIRT_LOG_OUTPUTS": "4:stderr",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                timeout=_START_DEADLINE_S,
+                check=True,
+            )
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise _not_started(log, str(exc)) from exc
     deadline = time.monotonic() + _START_DEADLINE_S
     # Of two that start at once one gives up, so what counts is that the socket answers.
     while not _listens(socket_path):
         if time.monotonic() > deadline:
-            said = finished.stderr.decode(errors="replace").strip()[-400:]
-            raise HypervisorUnavailable(
-                f"the session daemon of libvirt does not answer ({said or 'it said nothing'});"
-                " run pycloud as an ordinary user, or set pycloud.hypervisor = qemu:///system"
-            )
+            raise _not_started(log, "its socket does not answer")
         time.sleep(_POLL_S)
+
+
+def _not_started(log: Path, why: str) -> HypervisorUnavailable:
+    said = ""
+    with contextlib.suppress(OSError):
+        said = log.read_text(encoding="utf-8", errors="replace").strip()[-400:]
+    return HypervisorUnavailable(
+        f"the session daemon of libvirt cannot be started ({why}; it said: {said or 'nothing'});"
+        " run pycloud as an ordinary user, or set pycloud.hypervisor = qemu:///system"
+    )
 
 
 def _listens(socket_path: Path) -> bool:
