@@ -32,7 +32,7 @@ from pycloud.core.model.runtime import Job, JobKind
 from pycloud.core.ports import Hypervisor, Images, MemoryCapture, Packages
 from pycloud.core.templates import Templates
 from pycloud.core.uploads import CONTENT, Uploads
-from pycloud.errors import DuplicateRecord, StateUnusable
+from pycloud.errors import DuplicateRecord, NotFound, StateUnusable
 
 _TARGET = "normalised"
 
@@ -195,16 +195,18 @@ class Intake:
 
     def _adopt_memory(self, context: StepContext) -> None:
         result = context.job.result
-        if not result["state"]:
+        service_vm_id = ServiceVMId(context.job.id)
+        if not result["state"] or self.catalog.service_vm(service_vm_id).memory is not None:
             return
         try:
             memory = self.capture.adopt_save_image(
                 context.job.arguments["upload_id"], result["state"], disk=_disk(context)
             )
-        except StateUnusable as exc:
+        except (StateUnusable, NotFound) as exc:
+            # Not found: a server died between taking the state in and recording it.
             context.add_result("memory", f"not used: {exc.message}")
             return
-        self.catalog.set_memory(ServiceVMId(context.job.id), memory)
+        self.catalog.set_memory(service_vm_id, memory)
         context.add_result("memory", "imported")
 
     def _finish(self, context: StepContext) -> None:

@@ -129,6 +129,7 @@ def test_a_killed_server_leaves_nothing_half_done(
             started = core.instances.request_start(StartRequest(service_id=SERVICE), by=OPERATOR)
             assert started.job is not None
             core.jobs.wait(started.job.id, timeout_s=WAIT_S)
+    earlier = _job_ids(data_dir)
 
     victim = subprocess.run(
         [
