@@ -87,7 +87,7 @@ class Guests:
         else:
             public = self.sensors.published_address()
             address = self._probe_address()
-            port = self.placement.ports_of(owner, service.port)[0].host_port
+            port = self._published_port(owner, service)
         self.probe.wait(
             ProbeTarget(
                 address=address, port=port, readiness=service.readiness, domain_id=domain_id
@@ -96,6 +96,12 @@ class Guests:
             is_alive=lambda: self._is_alive(domain_id, context),
         )
         return public
+
+    def _published_port(self, owner: InstanceId, service: Service) -> int:
+        ports = self.placement.ports_of(owner, service.port)
+        if not ports:
+            raise GuestFailed("the VM was stopped before its service answered")
+        return ports[0].host_port
 
     def _probe_address(self) -> str:
         bind = self.options.publish_bind

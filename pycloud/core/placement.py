@@ -6,7 +6,7 @@ several servers on one store cannot give the same room or port away twice.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -91,6 +91,16 @@ class Placement:
 
         self._change_host(add)
 
+    def could_fit(self, flavor: Flavor, *, without: Collection[str]) -> bool:
+        """Return whether there would be room if these holders gave theirs back."""
+        host = self.host()
+        claims = tuple(claim for claim in host.claims if claim.holder not in without)
+        try:
+            _require_room(replace(host, claims=claims), flavor)
+        except CapacityExceeded:
+            return False
+        return True
+
     def release(self, holder: str) -> None:
         """Give room and ports of `holder` back; idempotent."""
         for lease in self._store.port_leases.find({"holder": holder}).items:
@@ -157,7 +167,14 @@ class Placement:
         now = self._clock.now()
         for lease in self._store.port_leases.find({"holder": ""}).items:
             if lease.blocked_until is not None and lease.blocked_until <= now:
-                self._store.port_leases.remove(lease.id)
+                self._unblock(lease)
+
+    def _unblock(self, lease: PortLease) -> None:
+        try:
+            self._store.port_leases.remove(lease.id, generation=lease.generation)
+        except (NotFound, StaleRecord):
+            # Another server was faster, and somebody may have leased the port already.
+            return
 
     def _lease(self, port: int, holder: str) -> PortLease:
         return PortLease(

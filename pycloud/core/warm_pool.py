@@ -18,16 +18,21 @@ from pycloud.core.guests import Guests
 from pycloud.core.jobs import Jobs, Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.jobs.ledger import JobRequest
 from pycloud.core.machines import domain_id_of, resumed, usable_memory
-from pycloud.core.model.catalog import MemoryKind, MemoryState, Service, ServiceVM
-from pycloud.core.model.identifiers import InstanceId, Principal, ServiceId
-from pycloud.core.model.runtime import JobKind, WarmDomain
+from pycloud.core.model.catalog import Flavor, MemoryKind, MemoryState, Service, ServiceVM
+from pycloud.core.model.identifiers import InstanceId, Principal, ServiceId, ServiceVMId
+from pycloud.core.model.runtime import Job, JobKind, JobState, WarmDomain
 from pycloud.core.ports import Store
-from pycloud.errors import CapacityExceeded, NotFound, StaleRecord, StateUnusable
+from pycloud.errors import CapacityExceeded, Conflict, NotFound, StaleRecord, StateUnusable
 
 log = logging.getLogger(__name__)
 
 _SYSTEM = Principal("system")
 _MIB = 1024 * 1024
+_MANY = 100_000
+_REST = timedelta(minutes=1)
+"""How long no copy of a Service is made after one failed."""
+_FILL_END_S = 5.0
+"""How long a start waits for the room of a copy that is just being made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +69,29 @@ class WarmPool:
         Its room on the Host stays claimed under its id, which the Instance takes over.
         """
         for warm in self._store.warm_domains.find({"service_vm_id": service_vm.id}).items:
-            if (warm.memory_mib, warm.vcpus) != (service.ideal_memory_mib, service.vcpus):
-                continue
-            if self._take(warm):
+            if _is_copy_of(warm, service) and self._take(warm):
                 return warm
         return None
+
+    def claim_room(self, holder: str, flavor: Flavor) -> None:
+        """Claim room on the Host; where that helps, copies are given up for it.
+
+        Raises CapacityExceeded.
+        """
+        placement = self._guests.placement
+        while True:
+            try:
+                placement.claim(holder, flavor)
+            except CapacityExceeded:
+                filling = self._running_fills()
+                luxury = {warm.id for warm in self._store.warm_domains.find(limit=_MANY).items}
+                luxury |= {InstanceId(job.arguments["owner"]) for job in filling}
+                if not placement.could_fit(flavor, without=luxury):
+                    raise
+                if not self.evict_one() and not any(map(self._end_fill, filling)):
+                    raise
+            else:
+                return
 
     def evict_one(self) -> bool:
         """Give up the oldest waiting copy; False if none is left."""
@@ -87,22 +110,32 @@ class WarmPool:
     def maintain(self) -> None:
         """Start to make copies that are wanted and give up those that are not."""
         wanted = self._wanted()
-        waiting = Counter(warm.service_id for warm in self._store.warm_domains.find().items)
-        coming = Counter(
-            ServiceId(job.arguments["service_id"])
-            for job in self._jobs.active()
-            if job.kind is JobKind.WARM_FILL
-        )
-        for warm in self._store.warm_domains.find().items:
-            if waiting[warm.service_id] > wanted.get(warm.service_id, 0) and self._take(warm):
-                waiting[warm.service_id] -= 1
-                self._end(warm)
+        waiting = self._give_up_unwanted(wanted)
+        coming = Counter(ServiceId(job.arguments["service_id"]) for job in self._active_fills())
+        resting = self._resting()
         room = self._options.total - waiting.total() - coming.total()
-        for service_id, count in wanted.items():
-            missing = min(count - waiting[service_id] - coming[service_id], room)
-            for _ in range(missing):
+        spare_mib = self._spare_mib()
+        for service_id, (service, count) in wanted.items():
+            missing = count - waiting[service_id] - coming[service_id]
+            while missing > 0 and room > 0 and service_id not in resting:
+                spare_mib -= service.ideal_memory_mib
+                if spare_mib < 0:
+                    return
                 self._request_fill(service_id)
-            room -= max(missing, 0)
+                missing, room = missing - 1, room - 1
+
+    def _give_up_unwanted(self, wanted: Mapping[ServiceId, tuple[Service, int]]) -> Counter[str]:
+        """Give up copies that are too many or of no use; return how many wait per Service."""
+        waiting: Counter[str] = Counter()
+        # The newest first: they are the last to be given up.
+        for warm in reversed(self._store.warm_domains.find(limit=_MANY).items):
+            service, count = wanted.get(warm.service_id, (None, 0))
+            fits = service is not None and _is_copy_of(warm, service)
+            if fits and waiting[warm.service_id] < count and waiting.total() < self._options.total:
+                waiting[warm.service_id] += 1
+            elif self._take(warm):
+                self._end(warm)
+        return waiting
 
     def procedures(self) -> tuple[Procedure, ...]:
         """Return the bodies of the Jobs of this capability."""
@@ -122,17 +155,17 @@ class WarmPool:
 
     # -- which copies --------------------------------------------------------------
 
-    def _wanted(self) -> Mapping[ServiceId, int]:
-        if self._options.total == 0 or self._memory_is_short():
+    def _wanted(self) -> Mapping[ServiceId, tuple[Service, int]]:
+        if self._options.total == 0 or self._spare_mib() < 0:
             return {}
         popular = self._popular()
-        wanted: dict[ServiceId, int] = {}
+        wanted: dict[ServiceId, tuple[Service, int]] = {}
         for service in self._catalog.all_services():
             count = service.warm_count
             if count is None:
                 count = self._options.per_service if service.id in popular else 0
             if count > 0 and self._memory_for(service) is not None:
-                wanted[service.id] = count
+                wanted[service.id] = (service, count)
         return wanted
 
     def _popular(self) -> frozenset[ServiceId]:
@@ -140,9 +173,27 @@ class WarmPool:
         instances = self._store.instances.find(limit=10_000).items
         return frozenset(item.service_id for item in instances if item.created_at >= since)
 
-    def _memory_is_short(self) -> bool:
+    def _spare_mib(self) -> int:
+        """Return the free memory that copies may use, below 0 when memory is short."""
         free_bytes = self._guests.sensors.metadata().memory.free_bytes
-        return free_bytes < self._options.min_free_mib * _MIB
+        return free_bytes // _MIB - self._options.min_free_mib
+
+    def _resting(self) -> frozenset[str]:
+        """Return the Services whose copy could not be made a moment ago."""
+        since = self._guests.clock.now() - _REST
+        failed = {"kind": JobKind.WARM_FILL, "state": JobState.FAILED}
+        return frozenset(
+            job.arguments["service_id"]
+            for job in self._store.jobs.find(failed, limit=_MANY).items
+            if job.finished_at is not None and job.finished_at > since
+        )
+
+    def _active_fills(self) -> tuple[Job, ...]:
+        queued = self._store.jobs.find({"kind": JobKind.WARM_FILL, "state": JobState.QUEUED})
+        return (*queued.items, *self._running_fills())
+
+    def _running_fills(self) -> tuple[Job, ...]:
+        return self._store.jobs.find({"kind": JobKind.WARM_FILL, "state": JobState.RUNNING}).items
 
     def _memory_for(self, service: Service) -> MemoryState | None:
         if service.service_vm_id is None:
@@ -169,7 +220,7 @@ class WarmPool:
 
     def _reserve(self, context: StepContext) -> None:
         service = self._catalog.service(ServiceId(context.job.arguments["service_id"]))
-        if self._memory_is_short():
+        if self._spare_mib() < service.ideal_memory_mib:
             raise CapacityExceeded("memory is short; no copies are kept waiting")
         self._guests.placement.claim(_owner(context), service.flavor)
 
@@ -182,21 +233,23 @@ class WarmPool:
             raise StateUnusable(f"service {service.id!r} has no memory state for waiting copies")
         spec = self._guests.spec(_owner(context), service, service_vm)
         self._guests.hypervisor.start_held(resumed(spec, memory))
+        # What was loaded, not what the Service looks like when it is published.
+        context.add_result("service_vm_id", service_vm.id)
+        context.add_result("memory_mib", str(spec.memory_mib))
+        context.add_result("vcpus", str(spec.vcpus))
 
     def _publish(self, context: StepContext) -> None:
-        service, service_vm = self._catalog.startable(
-            ServiceId(context.job.arguments["service_id"])
-        )
-        owner = _owner(context)
+        service = self._catalog.service(ServiceId(context.job.arguments["service_id"]))
+        owner, loaded = _owner(context), context.job.result
         self._store.warm_domains.add(
             WarmDomain(
                 id=owner,
                 service_id=service.id,
-                service_vm_id=service_vm.id,
+                service_vm_id=ServiceVMId(loaded["service_vm_id"]),
                 host_id=self._guests.placement.host_id,
                 domain_id=domain_id_of(owner),
-                memory_mib=service.ideal_memory_mib,
-                vcpus=service.vcpus,
+                memory_mib=int(loaded["memory_mib"]),
+                vcpus=int(loaded["vcpus"]),
                 created_at=self._guests.clock.now(),
             )
         )
@@ -232,6 +285,19 @@ class WarmPool:
         log.info("warm_copy_given_up", extra={"service_id": warm.service_id, "id": warm.id})
         self._guests.hypervisor.destroy(warm.domain_id, warm.id)
         self._guests.placement.release(warm.id)
+
+    def _end_fill(self, job: Job) -> bool:
+        """Stop the making of a copy; False if that takes too long."""
+        try:
+            self._jobs.cancel(job.id, by=_SYSTEM)
+        except (Conflict, NotFound):
+            log.info("warm_copy_is_ready", extra={"job_id": job.id})
+        return self._jobs.wait(job.id, timeout_s=_FILL_END_S).is_final
+
+
+def _is_copy_of(warm: WarmDomain, service: Service) -> bool:
+    asked = (service.service_vm_id, service.ideal_memory_mib, service.vcpus)
+    return (warm.service_vm_id, warm.memory_mib, warm.vcpus) == asked
 
 
 def _owner(context: StepContext) -> InstanceId:

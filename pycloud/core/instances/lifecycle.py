@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import uuid4
 
@@ -14,7 +14,7 @@ from pycloud.core.instances.starting import deadlines
 from pycloud.core.jobs import Jobs
 from pycloud.core.jobs.ledger import JobRequest
 from pycloud.core.machines import domain_id_of
-from pycloud.core.model.catalog import Service
+from pycloud.core.model.catalog import Service, ServiceVM
 from pycloud.core.model.identifiers import (
     DeviceId,
     InstanceId,
@@ -25,9 +25,12 @@ from pycloud.core.model.identifiers import (
 from pycloud.core.model.runtime import Instance, InstanceState, Job, JobKind
 from pycloud.core.ports import Slice
 from pycloud.core.warm_pool import WarmPool
-from pycloud.errors import Conflict, IllegalTransition, StaleRecord
+from pycloud.errors import Conflict, DuplicateRecord, IllegalTransition, NotFound, StaleRecord
 
-_JOINABLE = frozenset({InstanceState.REQUESTED, InstanceState.STARTING, InstanceState.RUNNING})
+_JOINABLE = (InstanceState.RUNNING, InstanceState.STARTING, InstanceState.REQUESTED)
+"""In the order in which a user is served soonest."""
+_EXECUTING = (InstanceState.RUNNING, InstanceState.PAUSED)
+_MANY = 10_000
 _STARTING = frozenset({InstanceState.REQUESTED, InstanceState.STARTING})
 _OVER = frozenset({InstanceState.STOPPED, InstanceState.FAILED})
 
@@ -115,12 +118,12 @@ class Instances:
         """
         service, service_vm = self.catalog.startable(request.service_id)
         if request.join is Join.SHARE and service.sharing_limit > 1:
-            joined = self._join(service, by)
+            joined = self._join(service)
             if joined is not None:
                 return joined
         warm = self.warm_pool.claim(service, service_vm)
         instance_id = warm.id if warm is not None else InstanceId(uuid4().hex)
-        instance = self._add(instance_id, service, request, by)
+        instance = self._add(instance_id, (service, service_vm), request, by)
         job = self.jobs.submit(
             JobRequest(
                 id=instance.job_id,
@@ -136,15 +139,20 @@ class Instances:
         return Started(instance=instance, job=job)
 
     def _add(
-        self, instance_id: InstanceId, service: Service, request: StartRequest, by: Principal
+        self,
+        instance_id: InstanceId,
+        subject: tuple[Service, ServiceVM],
+        request: StartRequest,
+        by: Principal,
     ) -> Instance:
+        service, service_vm = subject
         now = self.records.clock.now()
         idle_s = _chosen(service.idle_timeout_s, self.options.idle_timeout_s)
         life_s = _chosen(service.max_lifetime_s, self.options.max_lifetime_s)
         instance = Instance(
             id=instance_id,
             service_id=service.id,
-            service_vm_id=self.catalog.startable(service.id)[1].id,
+            service_vm_id=service_vm.id,
             host_id=self.guests.placement.host_id,
             vcpus=service.vcpus,
             memory_mib=service.ideal_memory_mib,
@@ -162,21 +170,42 @@ class Instances:
         self.records.record(stored, by=by)
         return stored
 
-    def _join(self, service: Service, by: Principal) -> Started | None:
-        for found in self.instances({"service_id": service.id}, limit=500).items:
-            if found.state not in _JOINABLE or found.users >= service.sharing_limit:
-                continue
-            now = self.records.clock.now()
-            try:
-                joined = self.records.store.instances.replace(
-                    deadlines(replace(found, users=found.users + 1), now)
-                )
-            except StaleRecord:
-                # Somebody joined or stopped it at this moment: look at all of them again.
-                return self._join(service, by)
-            job = self.jobs.job(joined.job_id) if joined.state in _STARTING else None
-            return Started(instance=joined, job=job)
+    def _join(self, service: Service) -> Started | None:
+        for state in _JOINABLE:
+            where = {"service_id": service.id, "state": state}
+            for found in self.instances(where, limit=_MANY).items:
+                joined = self._join_one(found, service)
+                if joined is not None:
+                    return joined
         return None
+
+    def _join_one(self, instance: Instance, service: Service) -> Started | None:
+        """Add a user unless the Instance is full, abandoned or about to end."""
+        try:
+            while instance.state in _JOINABLE and 0 < instance.users < service.sharing_limit:
+                job = self._start_job(instance)
+                if job is not None and (job.is_final or job.cancel_requested):
+                    # It was published a moment ago, or it is not going to be.
+                    newer = self.instance(instance.id)
+                    if newer.generation == instance.generation:
+                        return None
+                    instance = newer
+                    continue
+                now = self.records.clock.now()
+                wanted = deadlines(replace(instance, users=instance.users + 1), now)
+                try:
+                    joined = self.records.store.instances.replace(wanted)
+                except StaleRecord:
+                    instance = self.instance(instance.id)
+                    continue
+                return Started(instance=joined, job=job)
+        except NotFound:
+            # The Instance is gone, or its Job is not stored yet: start another one.
+            return None
+        return None
+
+    def _start_job(self, instance: Instance) -> Job | None:
+        return self.jobs.job(instance.job_id) if instance.state in _STARTING else None
 
     # -- pause and resume ---------------------------------------------------------------
 
@@ -201,41 +230,62 @@ class Instances:
     def leave(self, instance_id: InstanceId, *, by: Principal) -> Job | None:
         """Count one user less; the last one stops the Instance, and the Job is returned.
 
-        Raises NotFound, IllegalTransition if it is stopped already.
+        Nobody can join between the last one's leaving and the stop. Raises NotFound,
+        IllegalTransition if it is stopped already.
         """
         while True:
             instance = self.instance(instance_id)
-            if instance.users <= 1:
+            if instance.state not in (*_JOINABLE, InstanceState.PAUSED):
                 return self.request_stop(instance_id, by=by)
+            users = max(instance.users - 1, 0)
             try:
-                self.records.store.instances.replace(replace(instance, users=instance.users - 1))
+                if users == 0 and instance.state in _EXECUTING:
+                    return self._stop(instance, StopMode.AT_ONCE, by)
+                self.records.store.instances.replace(replace(instance, users=users))
             except StaleRecord:
                 continue
-            return None
+            return self.request_stop(instance_id, by=by) if users == 0 else None
 
     def request_stop(
         self, instance_id: InstanceId, *, mode: StopMode = StopMode.AT_ONCE, by: Principal
     ) -> Job:
         """Stop an Instance whoever uses it; asking again returns the same Job.
 
-        Raises NotFound, IllegalTransition if it is over already.
+        One that is starting is stopped by cancelling its start. Raises NotFound,
+        IllegalTransition if it is over already.
         """
         while True:
             instance = self.instance(instance_id)
             if instance.state is InstanceState.STOPPING:
-                return self.jobs.job(instance.job_id)
+                return self._stop_job(instance, mode, by)
             if instance.state in _STARTING:
-                try:
-                    return self.jobs.cancel(instance.job_id, by=by)
-                except Conflict:
-                    # The start has just been published, or has failed: look again.
-                    self.jobs.wait(instance.job_id, timeout_s=1.0)
+                job = self._cancel_start(instance, by)
+                if job is not None and job.cancel_requested:
+                    return job
+                if job is not None:
                     continue
             instance.check_transition(InstanceState.STOPPING)
             try:
                 return self._stop(instance, mode, by)
             except StaleRecord:
                 continue
+
+    def _cancel_start(self, instance: Instance, by: Principal) -> Job | None:
+        """Cancel the Job that starts an Instance; None if there is none at work."""
+        try:
+            return self.jobs.cancel(instance.job_id, by=by)
+        except NotFound:
+            # The request died before it stored the Job, or is a moment away from it.
+            return None
+        except Conflict:
+            job = self.jobs.wait(instance.job_id, timeout_s=1.0)
+            return None if job.is_final else job
+
+    def _stop_job(self, instance: Instance, mode: StopMode, by: Principal) -> Job:
+        try:
+            return self.jobs.job(instance.job_id)
+        except NotFound:
+            return self.submit_stop(instance, mode, by)
 
     def _stop(self, instance: Instance, mode: StopMode, by: Principal) -> Job:
         stopping = self.records.store.instances.replace(
@@ -250,42 +300,69 @@ class Instances:
         return self.submit_stop(stopping, mode, by)
 
     def submit_stop(self, instance: Instance, mode: StopMode, by: Principal) -> Job:
-        """Store the Job that stops an Instance in state STOPPING, under its `job_id`."""
-        return self.jobs.submit(
-            JobRequest(
-                id=instance.job_id,
-                kind=JobKind.INSTANCE_STOP,
-                arguments={"instance_id": instance.id, "mode": mode},
-                resources=(f"instance/{instance.id}", f"service/{instance.service_id}"),
-                created_by=by,
-            )
+        """Store the Job that stops an Instance in state STOPPING, under its `job_id`.
+
+        Idempotent: of several callers one stores it and all return it.
+        """
+        request = JobRequest(
+            id=instance.job_id,
+            kind=JobKind.INSTANCE_STOP,
+            arguments={"instance_id": instance.id, "mode": mode},
+            resources=(f"instance/{instance.id}", f"service/{instance.service_id}"),
+            created_by=by,
+            may_cancel=False,
         )
+        try:
+            return self.jobs.submit(request)
+        except DuplicateRecord:
+            return self.jobs.job(instance.job_id)
 
     # -- deadlines ------------------------------------------------------------------------
 
     def touch(self, service_id: ServiceId, device_id: DeviceId) -> None:
         """Count a sign of life of a device as use of its Instances of a Service.
 
-        Cheap when nothing has an idle deadline, because phones call it every 10 s.
+        Who joined a shared Instance is not known, so any device counts for those. Cheap
+        when nothing has an idle deadline, because phones call it every 10 s.
         """
         now = self.records.clock.now()
-        for found in self.instances({"service_id": service_id}, limit=500).items:
-            if found.device_id != device_id or found.idle_timeout_s is None:
-                continue
-            if found.idle_at is not None and found.idle_at - now > timedelta(
-                seconds=found.idle_timeout_s * 0.9
-            ):
-                continue
-            self.records.change(found.id, lambda record: deadlines(record, now), by=found.owner)
+        for state in _EXECUTING:
+            where = {"service_id": service_id, "state": state}
+            for found in self.instances(where, limit=_MANY).items:
+                uses = found.device_id == device_id or found.users > 1
+                if uses and _is_used_up(found, now):
+                    self._renew(found, now)
+
+    def _renew(self, instance: Instance, now: datetime) -> None:
+        try:
+            self.records.store.instances.replace(deadlines(instance, now))
+        except (StaleRecord, NotFound):
+            # Somebody joins, stops or renews it at this moment; the next call is soon.
+            return
 
     def stop_overdue(self, *, by: Principal) -> None:
-        """Stop every Instance whose idle or lifetime deadline has passed."""
+        """Stop every Instance whose idle or lifetime deadline has passed, or without users."""
         now = self.records.clock.now()
-        for state in (InstanceState.RUNNING, InstanceState.PAUSED):
-            for found in self.instances({"state": state}, limit=10_000).items:
-                passed = [at for at in (found.idle_at, found.expires_at) if at and at <= now]
-                if passed:
-                    self.request_stop(found.id, by=by)
+        for state in _EXECUTING:
+            for found in self.instances({"state": state}, limit=_MANY).items:
+                passed = any(
+                    at is not None and at <= now for at in (found.idle_at, found.expires_at)
+                )
+                if not passed and found.users > 0:
+                    continue
+                try:
+                    self._stop(found, StopMode.AT_ONCE, by)
+                except (StaleRecord, NotFound):
+                    # Joined, used or stopped at this moment: the next round looks again.
+                    continue
+
+
+def _is_used_up(instance: Instance, now: datetime) -> bool:
+    """Return whether a tenth of the idle time is used up, so that renewing is worth a write."""
+    if instance.idle_timeout_s is None:
+        return False
+    left = timedelta(seconds=instance.idle_timeout_s * 0.9)
+    return instance.idle_at is None or instance.idle_at - now <= left
 
 
 def _chosen(of_service: int | None, of_settings: int) -> int | None:

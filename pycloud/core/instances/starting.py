@@ -27,11 +27,12 @@ from pycloud.core.model.runtime import (
 )
 from pycloud.core.warm_pool import WarmPool
 from pycloud.errors import (
-    CapacityExceeded,
     DomainNotFound,
     GuestFailed,
-    IllegalTransition,
+    HypervisorError,
+    HypervisorUnavailable,
     JobCancelled,
+    NotFound,
     ServiceNotReady,
     StateUnusable,
 )
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 
 _SERIAL_BYTES = 8192
 _SYSTEM = Principal("system")
+_PUBLISHED = frozenset({InstanceState.RUNNING, InstanceState.PAUSED, InstanceState.MIGRATING})
+_UNPUBLISHED = frozenset({InstanceState.REQUESTED, InstanceState.STARTING, InstanceState.STOPPING})
+"""STOPPING under the start's own Job: it was cancelled, and the server died in between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,7 @@ class Starting:
             is_complete=self._is_complete,
             on_failure=self._failed,
             steps=(
-                Step(name="reserve", run=self._reserve, undo=self._free),
+                Step(name="reserve", run=self._reserve, undo=self._let_go),
                 Step(name="boot", run=self._boot, undo=self._destroy),
                 Step(name="ready", run=self._ready),
                 Step(name="publish", run=self._publish, final=True),
@@ -72,20 +76,15 @@ class Starting:
     def _reserve(self, context: StepContext) -> None:
         context.mark("queue")
         instance = self.records.get(_id(context))
-        service, _ = self.catalog.startable(instance.service_id)
-        while True:
-            try:
-                self.guests.placement.claim(instance.id, service.flavor)
-                break
-            except CapacityExceeded:
-                if not self.warm_pool.evict_one():
-                    raise
+        instance.check_transition(InstanceState.STARTING)
+        service, _ = self._subject(instance)
+        self.warm_pool.claim_room(instance.id, service.flavor)
         self.records.move(instance.id, InstanceState.STARTING, by=instance.owner)
         context.mark("reserve")
 
     def _boot(self, context: StepContext) -> None:
         instance = self.records.get(_id(context))
-        service, service_vm = self.catalog.startable(instance.service_id)
+        service, service_vm = self._subject(instance)
         methods = [StartMethod.COLD]
         memory = usable_memory(service, service_vm, self.guests.options.network)
         if memory is not None:
@@ -96,8 +95,8 @@ class Starting:
         for method in methods:
             try:
                 self._boot_by(method, instance, (service, service_vm), context)
-            except (StateUnusable, DomainNotFound) as exc:
-                if method is StartMethod.COLD:
+            except HypervisorError as exc:
+                if not _may_fall_back(method, exc):
                     raise
                 log.warning(
                     "start_falls_back",
@@ -143,26 +142,41 @@ class Starting:
             self._keep_serial_output(instance)
             raise
         context.mark("answer")
-        self.records.change(
-            instance.id, lambda found: replace(found, address=address), by=instance.owner
-        )
+        context.add_result("address", address)
 
     def _publish(self, context: StepContext) -> None:
-        instance = self.records.get(_id(context))
         timeline = tuple(
             Phase(name=name, begin_ms=round(begin, 2), duration_ms=round(duration, 2))
             for name, begin, duration in context.timeline()
         )
-        self.records.change(
-            instance.id,
-            lambda found: replace(found, state=InstanceState.RUNNING, timeline=timeline),
-            by=instance.owner,
-        )
-        context.add_result("instance_id", instance.id)
+        now = self.records.clock.now()
+
+        def publish(found: Instance) -> Instance:
+            running = replace(
+                found,
+                state=InstanceState.RUNNING,
+                address=context.job.result["address"],
+                timeline=timeline,
+            )
+            # A slow start is no idleness.
+            return deadlines(running, now)
+
+        self.records.change(_id(context), publish, by=context.job.created_by)
+        context.add_result("instance_id", _id(context))
+
+    def _subject(self, instance: Instance) -> tuple[Service, ServiceVM]:
+        service, service_vm = self.catalog.startable(instance.service_id)
+        if service_vm.id != instance.service_vm_id:
+            # The Service was removed and another one took its id.
+            raise NotFound("service_vm", instance.service_vm_id)
+        return service, service_vm
 
     # -- undo and recovery ---------------------------------------------------------------
 
-    def _free(self, context: StepContext) -> None:
+    def _let_go(self, context: StepContext) -> None:
+        if context.job.arguments.get("warm") == "true":
+            # The copy was there before the first step.
+            self._destroy(context)
         self.guests.placement.release(_id(context))
 
     def _destroy(self, context: StepContext) -> None:
@@ -170,29 +184,25 @@ class Starting:
         self.guests.hypervisor.destroy(domain_id_of(owner), owner)
 
     def _is_complete(self, context: StepContext) -> bool:
-        state = self.records.get(_id(context)).state
-        return state not in {
-            InstanceState.REQUESTED,
-            InstanceState.STARTING,
-            InstanceState.FAILED,
-        }
+        try:
+            instance = self.records.get(_id(context))
+        except NotFound:
+            return False
+        if instance.state not in _PUBLISHED and instance.job_id == context.job.id:
+            return False
+        context.add_result("instance_id", instance.id)
+        return True
 
     def _failed(self, context: StepContext, failure: Failure) -> None:
-        instance_id = _id(context)
-        if failure.code == JobCancelled.code:
-            self.records.move(instance_id, InstanceState.STOPPING, by=_SYSTEM)
-            self.records.change(instance_id, _stopped, by=_SYSTEM)
-            return
-        try:
-            self.records.change(
-                instance_id,
-                lambda found: replace(
-                    found, state=InstanceState.FAILED, failure=failure, ports=(), users=0
-                ),
-                by=_SYSTEM,
-            )
-        except IllegalTransition:
-            log.info("failed_start_was_over_already", extra={"instance_id": instance_id})
+        instance = self.records.get(_id(context))
+        if instance.job_id == context.job.id and instance.state in _UNPUBLISHED:
+            if failure.code == JobCancelled.code:
+                self.records.move(instance.id, InstanceState.STOPPING, by=_SYSTEM)
+                self.records.change(instance.id, stopped, by=_SYSTEM)
+            else:
+                self.records.change(instance.id, lambda found: failed(found, failure), by=_SYSTEM)
+        if not context.job.stage:
+            self._let_go(context)
 
     def _keep_serial_output(self, instance: Instance) -> None:
         tail = self.guests.view.serial_tail(instance.id, limit_bytes=_SERIAL_BYTES)
@@ -209,8 +219,21 @@ def deadlines(instance: Instance, now: datetime) -> Instance:
     return replace(instance, idle_at=now + timedelta(seconds=instance.idle_timeout_s))
 
 
-def _stopped(instance: Instance) -> Instance:
+def stopped(instance: Instance) -> Instance:
+    """Return the Instance as it is when nothing of it is left."""
     return replace(instance, state=InstanceState.STOPPED, ports=(), users=0)
+
+
+def failed(instance: Instance, failure: Failure) -> Instance:
+    """Return the Instance as it is when it failed and nothing of it is left."""
+    return replace(instance, state=InstanceState.FAILED, failure=failure, ports=(), users=0)
+
+
+def _may_fall_back(method: StartMethod, exc: HypervisorError) -> bool:
+    """Return whether another way is worth a try: a waiting copy is only a short cut."""
+    if method is StartMethod.COLD or isinstance(exc, HypervisorUnavailable):
+        return False
+    return method is StartMethod.WARM or isinstance(exc, StateUnusable | DomainNotFound)
 
 
 def _id(context: StepContext) -> InstanceId:

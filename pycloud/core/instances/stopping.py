@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stop of an Instance: always finished, never undone, whatever was half gone already."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pycloud.core.guests import Guests
 from pycloud.core.instances.records import InstanceRecords
+from pycloud.core.instances.starting import stopped
 from pycloud.core.jobs import Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.machines import domain_id_of
 from pycloud.core.model.identifiers import InstanceId
-from pycloud.core.model.runtime import Instance, InstanceState, JobKind
+from pycloud.core.model.runtime import JobKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,6 @@ class Stopping:
             kind=JobKind.INSTANCE_STOP,
             lane=Lane.INSTANCES,
             recovery=Recovery.ROLL_FORWARD,
-            is_complete=self._is_complete,
             steps=(
                 Step(name="power_off", run=self._power_off, final=True),
                 Step(name="destroy", run=self._destroy),
@@ -46,14 +46,7 @@ class Stopping:
         self.guests.placement.release(_id(context))
 
     def _record(self, context: StepContext) -> None:
-        self.records.change(_id(context), _stopped, by=context.job.created_by)
-
-    def _is_complete(self, context: StepContext) -> bool:
-        return self.records.get(_id(context)).state is InstanceState.STOPPED
-
-
-def _stopped(instance: Instance) -> Instance:
-    return replace(instance, state=InstanceState.STOPPED, ports=(), users=0)
+        self.records.change(_id(context), stopped, by=context.job.created_by)
 
 
 def _id(context: StepContext) -> InstanceId:
