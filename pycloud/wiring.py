@@ -38,7 +38,7 @@ from pycloud.core.instances import Instances, Starting, Stopping
 from pycloud.core.instances.lifecycle import InstanceOptions
 from pycloud.core.instances.records import InstanceRecords
 from pycloud.core.intake import Intake
-from pycloud.core.jobs import JobRunner, Jobs, Lane
+from pycloud.core.jobs import JobRunner, Jobs, Lane, Procedure
 from pycloud.core.jobs.runner import RunnerOptions, StepObserver
 from pycloud.core.machines import NetworkOptions
 from pycloud.core.mailbox import Mailbox
@@ -131,135 +131,211 @@ def find_cloudlets(settings: Settings, *, timeout_s: float) -> tuple[Peer, ...]:
 
 def assemble(settings: Settings, ports: Ports, *, observers: Iterable[StepObserver] = ()) -> Core:
     """Put the capabilities of the core together on these ports."""
-    cloudlet = cloudlet_of(settings, ports.sensors)
-    jobs = Jobs(ports.store, ports.clock)
-    runner = JobRunner(
-        jobs,
-        store=ports.store,
-        clock=ports.clock,
-        options=_runner_options(settings),
-        observers=observers,
-    )
-    catalog = Catalog(store=ports.store, clock=ports.clock)
-    uploads = Uploads(
-        store=ports.store,
-        blobs=ports.blobs,
-        clock=ports.clock,
-        options=UploadOptions(
-            max_bytes=settings.max_image_gib * _GIB, timeout_s=settings.upload_timeout_s
-        ),
-    )
-    guests = _guests(settings, ports)
-    warm_pool = WarmPool(
-        store=ports.store,
-        catalog=catalog,
-        jobs=jobs,
-        guests=guests,
-        options=_warm_options(settings),
-    )
-    templates = Templates(catalog=catalog, jobs=jobs, guests=guests, blobs=ports.blobs)
-    records = InstanceRecords(store=ports.store, clock=ports.clock)
-    instances = Instances(
-        records=records,
-        catalog=catalog,
-        jobs=jobs,
-        guests=guests,
-        warm_pool=warm_pool,
-        options=InstanceOptions(
-            idle_timeout_s=settings.idle_timeout_s, max_lifetime_s=settings.max_lifetime_s
-        ),
-    )
-    intake = Intake(
-        catalog=catalog,
-        jobs=jobs,
-        uploads=uploads,
-        templates=templates,
-        images=ports.images,
-        packages=ports.packages,
-        hypervisor=ports.hypervisor,
-        capture=ports.capture,
-    )
-    exports = Exports(
-        store=ports.store,
-        catalog=catalog,
-        jobs=jobs,
-        guests=guests,
-        blobs=ports.blobs,
-        packages=ports.packages,
-        keep_s=settings.upload_timeout_s,
-    )
-    removal = Removal(catalog=catalog, jobs=jobs, instances=instances, warm_pool=warm_pool)
-    apps = Apps(
-        store=ports.store,
-        blobs=ports.blobs,
-        clock=ports.clock,
-        uploads=uploads,
-        max_bytes=settings.max_app_mib * _MIB,
-    )
+    base = _base(settings, ports, observers)
+    machines = _machines(settings, ports, base)
+    content = _content(settings, ports, base, machines)
+    base.runner.register(_procedures(base, machines, content))
     system = System(
-        cloudlet=cloudlet,
+        cloudlet=cloudlet_of(settings, ports.sensors),
         store=ports.store,
         hypervisor_port=ports.hypervisor,
         blobs=ports.blobs,
         sensors=ports.sensors,
-        placement=guests.placement,
+        placement=base.guests.placement,
         discovery=ports.discovery,
     )
     access = Access(ports.secrets)
-    starting = Starting(records=records, catalog=catalog, guests=guests, warm_pool=warm_pool)
-    runner.register(
-        (
-            starting.procedure(),
-            Stopping(records=records, guests=guests).procedure(),
-            *templates.procedures(),
-            *warm_pool.procedures(),
-            *intake.procedures(),
-            *exports.procedures(),
-            *removal.procedures(),
-        )
-    )
-    reconciler = Reconciler(
+    background = Background(
         store=ports.store,
-        runner=runner,
-        catalog=catalog,
-        apps=apps,
-        uploads=uploads,
-        exports=exports,
-        instances=instances,
-        warm_pool=warm_pool,
-        guests=guests,
-        blobs=ports.blobs,
-        options=ReconcileOptions(
-            keep_finished_s=settings.keep_finished_s, keep_events=settings.keep_events
-        ),
+        runner=base.runner,
+        reconciler=_reconciler(settings, ports, base, machines, content),
+        discovery=ports.discovery,
+        access=access,
+        system=system,
+        clock=ports.clock,
+        reconcile_s=settings.reconcile_s,
     )
     return Core(
         settings=settings,
-        cloudlet=cloudlet,
+        cloudlet=system.cloudlet,
         clock=ports.clock,
-        catalog=catalog,
-        intake=intake,
-        exports=exports,
-        removal=removal,
-        templates=templates,
-        instances=instances,
-        apps=apps,
-        uploads=uploads,
-        jobs=jobs,
+        catalog=base.catalog,
+        intake=content.intake,
+        exports=content.exports,
+        removal=content.removal,
+        templates=machines.templates,
+        instances=machines.instances,
+        apps=content.apps,
+        uploads=base.uploads,
+        jobs=base.jobs,
         mailbox=Mailbox(store=ports.store, clock=ports.clock),
         access=access,
         system=system,
         events=ports.store.events,
         replies=ports.store.idempotent_replies,
-        background=Background(
+        background=background,
+    )
+
+
+# -- the capabilities, from the bottom up -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """What most capabilities are built on."""
+
+    jobs: Jobs
+    runner: JobRunner
+    catalog: Catalog
+    uploads: Uploads
+    guests: Guests
+    records: InstanceRecords
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Machines:
+    """The capabilities that run guests for clients."""
+
+    warm_pool: WarmPool
+    templates: Templates
+    instances: Instances
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Content:
+    """The capabilities that bring Services and Apps in and out."""
+
+    intake: Intake
+    exports: Exports
+    removal: Removal
+    apps: Apps
+
+
+def _base(settings: Settings, ports: Ports, observers: Iterable[StepObserver]) -> _Base:
+    jobs = Jobs(ports.store, ports.clock)
+    return _Base(
+        jobs=jobs,
+        runner=JobRunner(
+            jobs,
             store=ports.store,
-            runner=runner,
-            reconciler=reconciler,
-            discovery=ports.discovery,
-            access=access,
-            system=system,
             clock=ports.clock,
-            reconcile_s=settings.reconcile_s,
+            options=_runner_options(settings),
+            observers=observers,
+        ),
+        catalog=Catalog(store=ports.store, clock=ports.clock),
+        uploads=Uploads(
+            store=ports.store,
+            blobs=ports.blobs,
+            clock=ports.clock,
+            options=UploadOptions(
+                max_bytes=settings.max_image_gib * _GIB, timeout_s=settings.upload_timeout_s
+            ),
+        ),
+        guests=_guests(settings, ports),
+        records=InstanceRecords(store=ports.store, clock=ports.clock),
+    )
+
+
+def _machines(settings: Settings, ports: Ports, base: _Base) -> _Machines:
+    warm_pool = WarmPool(
+        store=ports.store,
+        catalog=base.catalog,
+        jobs=base.jobs,
+        guests=base.guests,
+        options=_warm_options(settings),
+    )
+    templates = Templates(
+        catalog=base.catalog,
+        jobs=base.jobs,
+        guests=base.guests,
+        blobs=ports.blobs,
+        warm_pool=warm_pool,
+    )
+    instances = Instances(
+        records=base.records,
+        catalog=base.catalog,
+        jobs=base.jobs,
+        guests=base.guests,
+        warm_pool=warm_pool,
+        options=InstanceOptions(
+            idle_timeout_s=settings.idle_timeout_s, max_lifetime_s=settings.max_lifetime_s
+        ),
+    )
+    return _Machines(warm_pool=warm_pool, templates=templates, instances=instances)
+
+
+def _content(settings: Settings, ports: Ports, base: _Base, machines: _Machines) -> _Content:
+    return _Content(
+        intake=Intake(
+            catalog=base.catalog,
+            jobs=base.jobs,
+            uploads=base.uploads,
+            templates=machines.templates,
+            images=ports.images,
+            packages=ports.packages,
+            hypervisor=ports.hypervisor,
+            capture=ports.capture,
+        ),
+        exports=Exports(
+            store=ports.store,
+            catalog=base.catalog,
+            jobs=base.jobs,
+            guests=base.guests,
+            blobs=ports.blobs,
+            packages=ports.packages,
+            warm_pool=machines.warm_pool,
+            keep_s=settings.upload_timeout_s,
+        ),
+        removal=Removal(
+            catalog=base.catalog,
+            jobs=base.jobs,
+            instances=machines.instances,
+            warm_pool=machines.warm_pool,
+        ),
+        apps=Apps(
+            store=ports.store,
+            blobs=ports.blobs,
+            clock=ports.clock,
+            uploads=base.uploads,
+            max_bytes=settings.max_app_mib * _MIB,
+        ),
+    )
+
+
+def _procedures(base: _Base, machines: _Machines, content: _Content) -> tuple[Procedure, ...]:
+    starting = Starting(
+        records=base.records,
+        catalog=base.catalog,
+        guests=base.guests,
+        warm_pool=machines.warm_pool,
+    )
+    return (
+        starting.procedure(),
+        Stopping(records=base.records, guests=base.guests).procedure(),
+        *machines.templates.procedures(),
+        *machines.warm_pool.procedures(),
+        *content.intake.procedures(),
+        *content.exports.procedures(),
+        *content.removal.procedures(),
+    )
+
+
+def _reconciler(
+    settings: Settings, ports: Ports, base: _Base, machines: _Machines, content: _Content
+) -> Reconciler:
+    return Reconciler(
+        store=ports.store,
+        runner=base.runner,
+        catalog=base.catalog,
+        apps=content.apps,
+        uploads=base.uploads,
+        exports=content.exports,
+        instances=machines.instances,
+        warm_pool=machines.warm_pool,
+        guests=base.guests,
+        blobs=ports.blobs,
+        options=ReconcileOptions(
+            keep_finished_s=settings.keep_finished_s, keep_events=settings.keep_events
         ),
     )
 

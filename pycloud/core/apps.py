@@ -3,6 +3,7 @@
 
 import hashlib
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -18,8 +19,11 @@ from pycloud.errors import InvalidInput, PackageRefused, QuotaExceeded, StaleRec
 
 _NAME = re.compile(r"[A-Za-z0-9 ._-]{1,64}")
 _TEXT = re.compile(r"[^\x00-\x08\x0b-\x1f]{0,4096}")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _READ_BYTES = 1024 * 1024
 _ANDROID = "android"
+_ZIP_ERRORS = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error)
+"""What `zipfile` raises for a directory that is broken in one way or another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +204,7 @@ def _require_apk(stream: BinaryIO) -> None:
     try:
         with zipfile.ZipFile(stream) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as exc:
+    except _ZIP_ERRORS as exc:
         raise PackageRefused("the file is not an APK: no readable zip", reason="not_zip") from exc
     if "AndroidManifest.xml" not in names:
         raise PackageRefused(
@@ -231,4 +235,4 @@ def _file_name(draft: AppDraft) -> str:
 
 
 def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:4])
+    return tuple(int(part) for part in _NUMBER.findall(text)[:4])

@@ -103,21 +103,27 @@ class Catalog:
     ) -> Service:
         """Change a Service; with `generation`, only if it is still that one.
 
-        A change of memory or vcpus drops the saved memory state, which fits only the
-        machine it was made on. Raises NotFound, StaleRecord, InvalidInput.
+        A change of the guest's machine drops the saved memory state, which fits only the
+        one it was made on. Raises NotFound, StaleRecord, InvalidInput.
         """
-        service = self.service(service_id)
-        if generation is not None and generation != service.generation:
-            raise StaleRecord("service", service_id)
         given = {
             item.name: getattr(changes, item.name)
             for item in fields(changes)
             if getattr(changes, item.name) is not None
         }
-        changed = replace(service, **given, updated_at=self._clock.now())
-        check_service(changed)
-        stored = self._store.services.replace(changed)
-        if stored.flavor != service.flavor and service.service_vm_id is not None:
+        while True:
+            service = self.service(service_id)
+            if generation is not None and generation != service.generation:
+                raise StaleRecord("service", service_id)
+            changed = replace(service, **given, updated_at=self._clock.now())
+            check_service(changed)
+            try:
+                stored = self._store.services.replace(changed)
+            except StaleRecord:
+                continue
+            break
+        same_machine = (stored.flavor, stored.os_type) == (service.flavor, service.os_type)
+        if not same_machine and service.service_vm_id is not None:
             self.set_memory(service.service_vm_id, None)
         self.record(stored.id, "updated", by)
         return stored

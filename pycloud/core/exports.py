@@ -5,6 +5,7 @@ Old cloudlets want a libvirt save image, which our own memory states are not; so
 the Service is booted once on plain devices and saved when it answers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import BinaryIO
@@ -14,7 +15,7 @@ from pycloud.core.drafts import draft_of
 from pycloud.core.guests import Guests
 from pycloud.core.jobs import Jobs, Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.jobs.ledger import JobRequest
-from pycloud.core.machines import domain_id_of
+from pycloud.core.machines import domain_id_of, shape_of
 from pycloud.core.model.catalog import Package, Service, ServiceVM
 from pycloud.core.model.identifiers import (
     BlobId,
@@ -26,7 +27,8 @@ from pycloud.core.model.identifiers import (
 )
 from pycloud.core.model.runtime import Job, JobKind
 from pycloud.core.ports import Blobs, Packages, Slice, Store, UnpackedPackage
-from pycloud.errors import NotFound
+from pycloud.core.warm_pool import WarmPool
+from pycloud.errors import Conflict, NotFound
 
 _PACKAGE = "package"
 _DISK = "disk"
@@ -43,6 +45,7 @@ class Exports:
     guests: Guests
     blobs: Blobs
     packages: Packages
+    warm_pool: WarmPool
     keep_s: int
 
     def request_export(self, service_id: ServiceId, *, by: Principal) -> Job:
@@ -51,7 +54,11 @@ class Exports:
         return self.jobs.submit(
             JobRequest(
                 kind=JobKind.SERVICE_EXPORT,
-                arguments={"service_id": service.id, "service_vm_id": service_vm.id},
+                arguments={
+                    "service_id": service.id,
+                    "service_vm_id": service_vm.id,
+                    "shape": shape_of(service),
+                },
                 resources=(f"service/{service.id}", f"service_vm/{service_vm.id}"),
                 created_by=by,
             )
@@ -76,13 +83,22 @@ class Exports:
     def drop_expired(self) -> None:
         """Drop packages that have been kept long enough."""
         now = self.guests.clock.now()
-        for package in self.store.packages.find().items:
+        for package in self._all():
             if package.expires_at <= now:
                 self.remove(package.id)
 
     def referenced_blobs(self) -> frozenset[BlobId]:
         """Return all content that any package needs."""
-        return frozenset(package.blob.id for package in self.store.packages.find().items)
+        return frozenset(package.blob.id for package in self._all())
+
+    def _all(self) -> Iterator[Package]:
+        cursor: str | None = None
+        while True:
+            page = self.store.packages.find(cursor=cursor)
+            yield from page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     def procedures(self) -> tuple[Procedure, ...]:
         """Return the bodies of the Jobs of this capability."""
@@ -98,7 +114,7 @@ class Exports:
                     Step(name="ready", run=self._ready),
                     Step(name="save", run=self._save),
                     Step(name="pack", run=self._pack, unit="bytes"),
-                    Step(name="publish", run=self._publish),
+                    Step(name="publish", run=self._publish, undo=self._unpublish),
                     Step(name="free", run=self._free, final=True),
                 ),
             ),
@@ -108,7 +124,7 @@ class Exports:
 
     def _reserve(self, context: StepContext) -> None:
         service, _ = self._subject(context)
-        self.guests.placement.claim(context.job.id, service.flavor)
+        self.warm_pool.claim_room(context.job.id, service.flavor)
 
     def _boot(self, context: StepContext) -> None:
         service, service_vm = self._subject(context)
@@ -152,8 +168,10 @@ class Exports:
                 expires_at=now + timedelta(seconds=self.keep_s),
             )
         )
-        context.add_result("package_id", package.id)
-        context.add_result("size_bytes", str(package.blob.size_bytes))
+        _tell(context, package)
+
+    def _unpublish(self, context: StepContext) -> None:
+        self.remove(PackageId(context.job.id))
 
     def _destroy(self, context: StepContext) -> None:
         owner = _owner(context)
@@ -168,13 +186,20 @@ class Exports:
             package = self.package(PackageId(context.job.id))
         except NotFound:
             return False
-        context.add_result("package_id", package.id)
+        _tell(context, package)
         return True
 
     def _subject(self, context: StepContext) -> tuple[Service, ServiceVM]:
         arguments = context.job.arguments
         service = self.catalog.service(ServiceId(arguments["service_id"]))
+        if shape_of(service) != arguments["shape"]:
+            raise Conflict(f"service {service.id!r} was changed meanwhile; export it again")
         return service, self.catalog.service_vm(ServiceVMId(arguments["service_vm_id"]))
+
+
+def _tell(context: StepContext, package: Package) -> None:
+    context.add_result("package_id", package.id)
+    context.add_result("size_bytes", str(package.blob.size_bytes))
 
 
 def _owner(context: StepContext) -> InstanceId:

@@ -76,10 +76,7 @@ class Background:
     _thread: threading.Thread | None = field(default=None, init=False)
 
     def start(self) -> None:
-        """Repair what a crash left, then begin to work and to announce.
-
-        Returns at once; the first round of repair runs before new Jobs are taken.
-        """
+        """Begin to work, to repair what a crash left, and to announce; return at once."""
         self.access.prepare()
         self.system.placement.refresh_host()
         self._thread = threading.Thread(target=self._loop, name="reconcile", daemon=True)

@@ -5,6 +5,8 @@ Everything passes the image gate. A Job that was interrupted goes on where it
 stopped; one that fails keeps the upload, so that it can be tried again.
 """
 
+import itertools
+import logging
 from dataclasses import dataclass, replace
 
 from pycloud.core.catalog import Catalog
@@ -19,6 +21,7 @@ from pycloud.core.model.catalog import (
     ServiceDraft,
     ServiceVM,
     StoredDisk,
+    Upload,
 )
 from pycloud.core.model.identifiers import (
     BlobId,
@@ -27,12 +30,15 @@ from pycloud.core.model.identifiers import (
     ServiceId,
     ServiceVMId,
     UploadId,
+    checked_id,
 )
 from pycloud.core.model.runtime import Job, JobKind
 from pycloud.core.ports import Hypervisor, Images, MemoryCapture, Packages
 from pycloud.core.templates import Templates
 from pycloud.core.uploads import CONTENT, Uploads
-from pycloud.errors import DuplicateRecord, NotFound, StateUnusable
+from pycloud.errors import Conflict, DuplicateRecord, NotFound, StateUnusable
+
+log = logging.getLogger(__name__)
 
 _TARGET = "normalised"
 
@@ -80,38 +86,56 @@ class Intake:
         """
         self.catalog.check_draft(request.draft)
         upload = self.uploads.complete(request.upload_id)
-        return self.jobs.submit(
-            JobRequest(
-                kind=JobKind.SERVICE_ADD,
-                arguments={
-                    "draft": draft_to_text(request.draft),
-                    "upload_id": upload.id,
-                    "declared": request.declared or "",
-                    "prepare": "true" if request.prepare else "false",
-                    "source": upload.file_name,
-                },
-                resources=(f"service/{request.draft.id}", f"upload/{upload.id}"),
-                created_by=by,
-            )
-        )
+        arguments = {
+            "draft": draft_to_text(request.draft),
+            "upload_id": upload.id,
+            "declared": request.declared or "",
+            "prepare": "true" if request.prepare else "false",
+            "source": upload.file_name,
+        }
+        resources = (f"service/{request.draft.id}", f"upload/{upload.id}")
+        return self._submit(upload, JobKind.SERVICE_ADD, (arguments, resources), by)
 
     def request_import(self, request: ImportRequest, *, by: Principal) -> Job:
-        """Ask for a Service from a package. Raises NotFound, Conflict."""
+        """Ask for a Service from a package. Raises InvalidInput, NotFound, Conflict."""
+        if request.service_id is not None:
+            checked_id(request.service_id, pointer="/service_id")
         upload = self.uploads.complete(request.upload_id)
-        return self.jobs.submit(
-            JobRequest(
-                kind=JobKind.SERVICE_IMPORT,
-                arguments={
-                    "upload_id": upload.id,
-                    "service_id": request.service_id or "",
-                    "declared": "",
-                    "prepare": "true" if request.prepare else "false",
-                    "source": upload.file_name,
-                },
-                resources=(f"upload/{upload.id}",),
-                created_by=by,
-            )
-        )
+        arguments = {
+            "upload_id": upload.id,
+            "service_id": request.service_id or "",
+            "declared": "",
+            "prepare": "true" if request.prepare else "false",
+            "source": upload.file_name,
+        }
+        resources = (f"upload/{upload.id}",)
+        return self._submit(upload, JobKind.SERVICE_IMPORT, (arguments, resources), by)
+
+    def _submit(
+        self,
+        upload: Upload,
+        kind: JobKind,
+        content: tuple[dict[str, str], tuple[str, ...]],
+        by: Principal,
+    ) -> Job:
+        """Store the Job under an id that only one use of the upload at a time can have."""
+        arguments, resources = content
+        for attempt in itertools.count(1):
+            job_id = JobId(f"{upload.id}-{attempt}")
+            try:
+                return self.jobs.submit(
+                    JobRequest(
+                        id=job_id,
+                        kind=kind,
+                        arguments=arguments,
+                        resources=resources,
+                        created_by=by,
+                    )
+                )
+            except DuplicateRecord:
+                if not self.jobs.job(job_id).is_final:
+                    break
+        raise Conflict(f"upload {upload.id} is being used by job {job_id}")
 
     def procedures(self) -> tuple[Procedure, ...]:
         """Return the bodies of the Jobs of this capability."""
@@ -195,8 +219,11 @@ class Intake:
 
     def _adopt_memory(self, context: StepContext) -> None:
         result = context.job.result
+        if not result["state"]:
+            return
         service_vm_id = ServiceVMId(context.job.id)
-        if not result["state"] or self.catalog.service_vm(service_vm_id).memory is not None:
+        if self.catalog.service_vm(service_vm_id).memory is not None:
+            context.add_result("memory", "imported")
             return
         try:
             memory = self.capture.adopt_save_image(
@@ -205,6 +232,11 @@ class Intake:
         except (StateUnusable, NotFound) as exc:
             # Not found: a server died between taking the state in and recording it.
             context.add_result("memory", f"not used: {exc.message}")
+            return
+        draft = draft_from_text(result["draft"])
+        if (memory.memory_mib, memory.vcpus) != (draft.ideal_memory_mib, draft.vcpus):
+            size = f"{memory.vcpus} vcpus and {memory.memory_mib} MiB"
+            context.add_result("memory", f"not used: it was made with {size}")
             return
         self.catalog.set_memory(service_vm_id, memory)
         context.add_result("memory", "imported")
@@ -218,9 +250,8 @@ class Intake:
             try:
                 self.templates.request_prepare(service_id, job_id=prepare_id, by=job.created_by)
             except DuplicateRecord:
-                context.add_result("prepare_job", prepare_id)
-            else:
-                context.add_result("prepare_job", prepare_id)
+                log.info("preparation_was_asked_for_already", extra={"job_id": prepare_id})
+            context.add_result("prepare_job", prepare_id)
         self.uploads.discard(UploadId(job.arguments["upload_id"]))
 
     def _service_vm(self, context: StepContext, draft: ServiceDraft) -> ServiceVM:

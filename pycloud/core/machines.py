@@ -72,6 +72,11 @@ def resumed(spec: DomainSpec, memory: MemoryState) -> DomainSpec:
     return replace(spec, memory=memory, machine=memory.machine, disk=memory.disk)
 
 
+def shape_of(service: Service) -> str:
+    """Return what a guest looks like to itself, as text that changes whenever that does."""
+    return f"{service.vcpus}/{service.ideal_memory_mib}/{service.os_type}/{service.port}"
+
+
 def usable_memory(
     service: Service, service_vm: ServiceVM, network: NetworkOptions
 ) -> MemoryState | None:

@@ -3,24 +3,26 @@
 
 Runs at start-up and then periodically, on every server. Running VMs are adopted
 and never killed; domains that are not ours are never seen here. What looks
-orphaned is only removed when a second look, one round later, finds it so again,
-because between two writes of a healthy operation everything looks orphaned.
+orphaned is only removed when a look in a later round finds it so again, because
+between two writes of a healthy operation everything looks orphaned.
 """
 
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 
 from pycloud.core.apps import Apps
 from pycloud.core.catalog import Catalog
 from pycloud.core.exports import Exports
 from pycloud.core.guests import Guests
 from pycloud.core.instances import Instances, StopMode
+from pycloud.core.instances.starting import failed
 from pycloud.core.jobs import JobRunner
 from pycloud.core.machines import domain_id_of
 from pycloud.core.model.fleet import DomainInfo
-from pycloud.core.model.identifiers import InstanceId, Principal
+from pycloud.core.model.identifiers import BlobId, InstanceId, JobId, Principal
 from pycloud.core.model.runtime import (
     FINAL_JOB_STATES,
     LIVE_STATES,
@@ -28,18 +30,31 @@ from pycloud.core.model.runtime import (
     Instance,
     InstanceState,
     Job,
+    JobKind,
     JobState,
 )
 from pycloud.core.ports import Blobs, Store
 from pycloud.core.uploads import Uploads
 from pycloud.core.warm_pool import WarmPool
-from pycloud.errors import CloudletError, IllegalTransition, NotFound
+from pycloud.errors import CloudletError, IllegalTransition, NotFound, StaleRecord
 
 log = logging.getLogger(__name__)
 
 _SYSTEM = Principal("system")
 _MANY = 100_000
-_EXECUTING = frozenset({InstanceState.RUNNING, InstanceState.PAUSED})
+_EXECUTING = (InstanceState.RUNNING, InstanceState.PAUSED)
+_STARTING = (InstanceState.REQUESTED, InstanceState.STARTING)
+_GRACE_S = 2.0
+"""No two writes of one healthy operation are further apart than this, however short rounds are."""
+_CONTENT_JOBS = frozenset(
+    {
+        JobKind.SERVICE_ADD,
+        JobKind.SERVICE_IMPORT,
+        JobKind.SERVICE_PREPARE,
+        JobKind.SERVICE_EXPORT,
+    }
+)
+"""Between taking content in and recording what it is for, nothing refers to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,66 +80,73 @@ class Reconciler:
     guests: Guests
     blobs: Blobs
     options: ReconcileOptions
-    _suspects: frozenset[str] = field(default=frozenset(), init=False)
-    _seen: set[str] = field(default_factory=set, init=False)
+    _suspects: dict[str, float] = field(default_factory=dict, init=False)
+    _seen: dict[str, float] = field(default_factory=dict, init=False)
 
     def run(self) -> None:
         """Make one round; a part that fails is logged and tried again in the next round."""
-        self._seen = set()
+        self._seen = {}
         for part in (
             self.runner.recover,
             self._instances_without_job,
             self._domains,
+            self._orphan_domains,
             self._leases,
             self._staging,
             self._service_vms,
             self._content,
-            self._deadlines,
+            self._overdue,
+            self.uploads.drop_expired,
+            self.exports.drop_expired,
             self._finished,
             self.warm_pool.maintain,
         ):
-            _guarded(part)
-        self._suspects = frozenset(self._seen)
+            _guarded(part.__name__, part)
+        self._suspects = self._seen
 
     # -- records and reality -----------------------------------------------------------
 
     def _instances_without_job(self) -> None:
-        """Repair Instances whose request died between two writes."""
-        for instance in self._live_instances():
+        """Repair Instances whose request or Job died between two writes."""
+        for instance in self._in_states(_STARTING):
             job = self._job_of(instance)
-            if instance.state is InstanceState.STOPPING:
-                if job is None and self._is_orphan(f"stop/{instance.id}"):
-                    self.instances.submit_stop(instance, StopMode.AT_ONCE, _SYSTEM)
-                elif job is not None and job.is_final:
-                    self._stop_again(instance)
-            elif instance.state not in _EXECUTING:
-                over = job is None or job.is_final
-                if over and self._is_orphan(f"start/{instance.id}"):
-                    self._fail(instance, "interrupted", "the start was lost with its server")
+            over = job is None or job.is_final
+            if over and self._is_orphan(f"start/{instance.id}"):
+                lost = "the start was lost with its server"
+                _guarded("start", partial(self._fail, instance, "interrupted", lost))
+        for instance in self._in_states((InstanceState.STOPPING,)):
+            job = self._job_of(instance)
+            if job is None and self._is_orphan(f"stop/{instance.id}"):
+                self.instances.submit_stop(instance, StopMode.AT_ONCE, _SYSTEM)
+            elif job is not None and job.is_final and self._is_orphan(f"stop/{instance.id}"):
+                _guarded("stop", partial(self._stop_again, instance))
 
     def _stop_again(self, instance: Instance) -> None:
-        renewed = replace(instance, job_id=type(instance.job_id)(f"{instance.id}-stop"))
+        renewed = replace(instance, job_id=JobId(f"{instance.id}-stop"))
         stored = self.store.instances.replace(renewed)
         self.store.jobs.remove(stored.job_id)
         self.instances.submit_stop(stored, StopMode.AT_ONCE, _SYSTEM)
 
     def _domains(self) -> None:
-        """Adopt what runs, fail Instances whose domain died, remove what belongs to nobody."""
+        """Adopt what runs, fail Instances whose domain died, forget copies that did."""
         domains = {domain.owner: domain for domain in self.guests.hypervisor.domains()}
-        for instance in self._live_instances():
-            if instance.state in _EXECUTING:
-                self._compare(instance, domains.get(instance.id))
+        for instance in self._in_states(_EXECUTING):
+            _guarded("compare", partial(self._compare, instance, domains.get(instance.id)))
         for warm in self.store.warm_domains.find(limit=_MANY).items:
-            if warm.id not in domains and self._is_orphan(f"warm/{warm.id}"):
+            if _is_dead(domains.get(warm.id)) and self._is_orphan(f"warm/{warm.id}"):
                 self.store.warm_domains.remove(warm.id)
-        owners = self._owners()
-        for owner in {*domains, *self.guests.hypervisor.disk_owners()} - owners:
+
+    def _orphan_domains(self) -> None:
+        """Remove domains and disks of ours that belong to nobody."""
+        hypervisor = self.guests.hypervisor
+        found = {domain.owner for domain in hypervisor.domains()} | set(hypervisor.disk_owners())
+        for owner in found - self._owners():
             if self._is_orphan(f"domain/{owner}"):
                 log.warning("orphan_domain_removed", extra={"owner": owner})
-                self.guests.hypervisor.destroy(domain_id_of(owner), owner)
+                _guarded("destroy", partial(hypervisor.destroy, domain_id_of(owner), owner))
 
     def _compare(self, instance: Instance, domain: DomainInfo | None) -> None:
-        if domain is None or domain.state in {"shutoff", "crashed"}:
+        if domain is None or _is_dead(domain):
             if self._is_orphan(f"instance/{instance.id}"):
                 self._end(instance, domain)
             return
@@ -150,13 +172,7 @@ class Reconciler:
         self.guests.hypervisor.destroy(domain_id_of(instance.id), instance.id)
         self.guests.placement.release(instance.id)
         failure = Failure(code=code, message=message)
-        self.instances.records.change(
-            instance.id,
-            lambda found: replace(
-                found, state=InstanceState.FAILED, failure=failure, ports=(), users=0
-            ),
-            by=_SYSTEM,
-        )
+        self.instances.records.change(instance.id, lambda found: failed(found, failure), by=_SYSTEM)
 
     def _leases(self) -> None:
         """Give back room and ports whose holder is gone."""
@@ -175,7 +191,7 @@ class Reconciler:
 
     def _service_vms(self) -> None:
         """Remove ServiceVMs whose Service is gone and that no Job is about to publish."""
-        if self._active_jobs():
+        if self._is_content_moving():
             return
         services = {service.id for service in self.catalog.all_services()}
         for service_vm in self.store.service_vms.find(limit=_MANY).items:
@@ -185,28 +201,30 @@ class Reconciler:
 
     def _content(self) -> None:
         """Remove content that no record refers to, while nothing is being brought in."""
-        complete = (
-            upload
-            for upload in self.store.uploads.find(limit=_MANY).items
-            if upload.offset_bytes == upload.size_bytes
-        )
-        if self._active_jobs() or any(complete):
+        if self._is_content_moving():
             return
-        needed = (
+        needed = self._referenced_blobs()
+        for blob in self.blobs.stored():
+            if blob.id in needed or not self._is_orphan(f"blob/{blob.id}"):
+                continue
+            # Once more, because the same content may have come in again since.
+            if blob.id not in self._referenced_blobs() and not self._is_content_moving():
+                self.blobs.remove(blob.id)
+
+    def _referenced_blobs(self) -> frozenset[BlobId]:
+        return (
             self.catalog.referenced_blobs()
             | self.apps.referenced_blobs()
             | self.exports.referenced_blobs()
         )
-        for blob in self.blobs.stored():
-            if blob.id not in needed and self._is_orphan(f"blob/{blob.id}"):
-                self.blobs.remove(blob.id)
+
+    def _is_content_moving(self) -> bool:
+        return any(job.kind in _CONTENT_JOBS for job in self._active_jobs())
 
     # -- time ------------------------------------------------------------------------
 
-    def _deadlines(self) -> None:
+    def _overdue(self) -> None:
         self.instances.stop_overdue(by=_SYSTEM)
-        self.uploads.drop_expired()
-        self.exports.drop_expired()
 
     def _finished(self) -> None:
         """Forget what ended long ago."""
@@ -214,7 +232,8 @@ class Reconciler:
         oldest = now - timedelta(seconds=self.options.keep_finished_s)
         for instance in self._in_states((InstanceState.STOPPED, InstanceState.FAILED)):
             if instance.updated_at < oldest:
-                self.store.instances.remove(instance.id)
+                forget = partial(self.store.instances.remove, generation=instance.generation)
+                _guarded("forget", partial(forget, instance.id))
         for state in FINAL_JOB_STATES:
             for job in self.store.jobs.find({"state": state}, limit=_MANY).items:
                 if job.finished_at is not None and job.finished_at < oldest:
@@ -227,9 +246,10 @@ class Reconciler:
     # -- what there is ------------------------------------------------------------------
 
     def _is_orphan(self, suspect: str) -> bool:
-        """Return whether this was suspected in the last round already; remember it."""
-        self._seen.add(suspect)
-        return suspect in self._suspects
+        """Return whether this has been suspected for a while, in every round; remember it."""
+        now = self.guests.clock.monotonic()
+        since = self._seen[suspect] = self._suspects.get(suspect, now)
+        return suspect in self._suspects and now - since >= _GRACE_S
 
     def _owners(self) -> frozenset[InstanceId]:
         owners = {instance.id for instance in self._live_instances()}
@@ -267,13 +287,17 @@ class Reconciler:
             return None
 
 
-def _guarded(part: Callable[[], None]) -> None:
+def _is_dead(domain: DomainInfo | None) -> bool:
+    return domain is None or domain.state in {"shutoff", "crashed"}
+
+
+def _guarded(what: str, action: Callable[[], None]) -> None:
     try:
-        part()
-    except IllegalTransition as exc:
-        log.info("reconcile_was_overtaken", extra={"reason": exc.message})
+        action()
+    except (IllegalTransition, StaleRecord, NotFound) as exc:
+        log.info("reconcile_was_overtaken", extra={"what": what, "reason": exc.message})
     except CloudletError as exc:
-        log.warning(
-            "reconcile_part_failed",
-            extra={"part": part.__name__, "code": exc.code, "reason": exc.message},
-        )
+        fields = {"what": what, "code": exc.code, "reason": exc.message}
+        log.warning("reconcile_failed", extra=fields)
+    except Exception:  # Without this thread nothing would ever be repaired again.
+        log.exception("reconcile_crashed", extra={"what": what})

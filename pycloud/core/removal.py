@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Remove Services: never from under a user unless told so, and always to the end."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -8,12 +9,14 @@ from pycloud.core.catalog import Catalog
 from pycloud.core.instances import Instances
 from pycloud.core.jobs import Jobs, Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.jobs.ledger import JobRequest
-from pycloud.core.model.identifiers import Principal, ServiceId
+from pycloud.core.model.identifiers import Principal, ServiceId, ServiceVMId
 from pycloud.core.model.runtime import LIVE_STATES, Instance, Job, JobKind
 from pycloud.core.warm_pool import WarmPool
-from pycloud.errors import IllegalTransition, ServiceInUse, StaleRecord
+from pycloud.errors import IllegalTransition, NotFound, ServiceInUse, StaleRecord
 
+_MANY = 10_000
 _WAIT_S = 1.0
+_PAUSE_S = 0.25
 
 
 class RunningInstances(StrEnum):
@@ -48,13 +51,19 @@ class Removal:
         service = self.catalog.service(service_id)
         if generation is not None and generation != service.generation:
             raise StaleRecord("service", service_id)
-        live = self._live(service_id)
+        service_vms = self._service_vms(service_id)
+        live = self._live(service_id, service_vms)
         if live and running is RunningInstances.REFUSE:
             raise ServiceInUse(service_id, instances=len(live))
         return self.jobs.submit(
             JobRequest(
                 kind=JobKind.SERVICE_REMOVE,
-                arguments={"service_id": service_id},
+                arguments={
+                    "service_id": service_id,
+                    # What is meant: the id may be given to another Service meanwhile.
+                    "created_at": service.created_at.isoformat(),
+                    "service_vms": ",".join(service_vms),
+                },
                 resources=(f"service/{service_id}",),
                 created_by=by,
             )
@@ -76,33 +85,57 @@ class Removal:
         )
 
     def _hide(self, context: StepContext) -> None:
-        self.catalog.forget_service(_id(context))
+        try:
+            service = self.catalog.service(_id(context))
+        except NotFound:
+            return
+        if service.created_at.isoformat() == context.job.arguments["created_at"]:
+            self.catalog.forget_service(service.id)
 
     def _stop(self, context: StepContext) -> None:
-        service_id = _id(context)
-        self.warm_pool.evict_service(service_id)
-        while live := self._live(service_id):
-            for instance in live:
-                self._stop_one(instance, context)
+        self.warm_pool.evict_service(_id(context))
+        stopped = 0
+        while live := self._live(_id(context), _meant(context)):
+            context.report(stopped, stopped + len(live))
+            jobs = [self._stop_one(instance, context) for instance in live]
+            for job in jobs:
+                if job is not None and not job.is_final:
+                    self.jobs.wait(job.id, timeout_s=_WAIT_S)
+            if all(job is None or job.is_final for job in jobs):
+                # Nothing to wait for: reconciliation has to repair these first.
+                self.instances.records.clock.sleep(_PAUSE_S)
+            stopped += len(live) - len(self._live(_id(context), _meant(context)))
 
-    def _stop_one(self, instance: Instance, context: StepContext) -> None:
-        context.check()
+    def _stop_one(self, instance: Instance, context: StepContext) -> Job | None:
         try:
-            job = self.instances.request_stop(instance.id, by=context.job.created_by)
-        except IllegalTransition:
-            return
-        self.jobs.wait(job.id, timeout_s=_WAIT_S)
+            return self.instances.request_stop(instance.id, by=context.job.created_by)
+        except (IllegalTransition, NotFound):
+            return None
 
     def _sweep(self, context: StepContext) -> None:
         service_id = _id(context)
         self.warm_pool.evict_service(service_id)
-        for service_vm in self.catalog.service_vms(service_id, limit=500).items:
-            self.catalog.forget_service_vm(service_vm.id)
+        for service_vm_id in _meant(context):
+            self.catalog.forget_service_vm(service_vm_id)
         self.catalog.record(service_id, "removed", context.job.created_by)
 
-    def _live(self, service_id: ServiceId) -> tuple[Instance, ...]:
-        found = self.instances.instances({"service_id": service_id}, limit=10_000).items
-        return tuple(item for item in found if item.state in LIVE_STATES)
+    def _service_vms(self, service_id: ServiceId) -> tuple[ServiceVMId, ...]:
+        found = self.catalog.service_vms(service_id, limit=_MANY).items
+        return tuple(service_vm.id for service_vm in found)
+
+    def _live(
+        self, service_id: ServiceId, service_vms: Collection[ServiceVMId]
+    ) -> tuple[Instance, ...]:
+        found = self.instances.instances({"service_id": service_id}, limit=_MANY).items
+        return tuple(
+            item
+            for item in found
+            if item.state in LIVE_STATES and item.service_vm_id in service_vms
+        )
+
+
+def _meant(context: StepContext) -> tuple[ServiceVMId, ...]:
+    return tuple(ServiceVMId(part) for part in context.job.arguments["service_vms"].split(","))
 
 
 def _id(context: StepContext) -> ServiceId:

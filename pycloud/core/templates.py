@@ -9,7 +9,7 @@ from pycloud.core.catalog import Catalog
 from pycloud.core.guests import Guests
 from pycloud.core.jobs import Jobs, Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.jobs.ledger import JobRequest
-from pycloud.core.machines import domain_id_of
+from pycloud.core.machines import domain_id_of, shape_of
 from pycloud.core.model.catalog import Service, ServiceVM
 from pycloud.core.model.identifiers import (
     InstanceId,
@@ -20,6 +20,7 @@ from pycloud.core.model.identifiers import (
 )
 from pycloud.core.model.runtime import Job, JobKind
 from pycloud.core.ports import Blobs
+from pycloud.core.warm_pool import WarmPool
 from pycloud.errors import Conflict, NotFound
 
 _LAST_STEP = "free"
@@ -28,11 +29,14 @@ _LAST_STEP = "free"
 class Templates:
     """Memory states of ServiceVMs."""
 
-    def __init__(self, *, catalog: Catalog, jobs: Jobs, guests: Guests, blobs: Blobs) -> None:
+    def __init__(
+        self, *, catalog: Catalog, jobs: Jobs, guests: Guests, blobs: Blobs, warm_pool: WarmPool
+    ) -> None:
         self._catalog = catalog
         self._jobs = jobs
         self._guests = guests
         self._blobs = blobs
+        self._warm_pool = warm_pool
 
     def can_prepare(self) -> bool:
         """Return whether guests are attached in a way that allows memory states."""
@@ -55,7 +59,11 @@ class Templates:
             JobRequest(
                 id=job_id,
                 kind=JobKind.SERVICE_PREPARE,
-                arguments={"service_id": service.id, "service_vm_id": service_vm.id},
+                arguments={
+                    "service_id": service.id,
+                    "service_vm_id": service_vm.id,
+                    "shape": shape_of(service),
+                },
                 resources=(f"service/{service.id}", f"service_vm/{service_vm.id}"),
                 created_by=by,
             )
@@ -81,7 +89,7 @@ class Templates:
 
     def _reserve(self, context: StepContext) -> None:
         service, _ = self._subject(context)
-        self._guests.placement.claim(context.job.id, service.flavor)
+        self._warm_pool.claim_room(context.job.id, service.flavor)
 
     def _boot(self, context: StepContext) -> None:
         service, service_vm = self._subject(context)
@@ -121,6 +129,8 @@ class Templates:
         service = self._catalog.service(ServiceId(arguments["service_id"]))
         if service.service_vm_id != arguments["service_vm_id"]:
             raise NotFound("service_vm", arguments["service_vm_id"])
+        if shape_of(service) != arguments["shape"]:
+            raise Conflict(f"service {service.id!r} was changed meanwhile; prepare it again")
         return service, self._catalog.service_vm(ServiceVMId(arguments["service_vm_id"]))
 
 

@@ -2,7 +2,6 @@
 """Files that clients send in pieces: resumable, bounded, and dropped when forgotten."""
 
 import threading
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from pycloud.errors import Conflict, InsufficientStorage, InvalidInput, QuotaExc
 
 CONTENT = "content"
 """The name of the uploaded file in the staging area named by the upload."""
+_MANY = 100_000
 _KEEP_FREE_BYTES = 256 * 1024 * 1024
 """Room that no upload may take, so that records can still be written."""
 
@@ -37,7 +37,8 @@ class Uploads:
         self._blobs = blobs
         self._clock = clock
         self._options = options
-        self._locks: defaultdict[UploadId, threading.Lock] = defaultdict(threading.Lock)
+        self._lock = threading.Lock()
+        self._writing: set[UploadId] = set()
 
     def create(self, file_name: str, size_bytes: int, *, by: Principal) -> Upload:
         """Announce a file. Raises InvalidInput, QuotaExceeded, InsufficientStorage.
@@ -122,22 +123,24 @@ class Uploads:
         in_use = {
             resource.removeprefix("upload/")
             for state in ("queued", "running")
-            for job in self._store.jobs.find({"state": state}).items
+            for job in self._store.jobs.find({"state": state}, limit=_MANY).items
             for resource in job.resources
         }
-        for upload in self._store.uploads.find().items:
+        for upload in self._store.uploads.find(limit=_MANY).items:
             if upload.expires_at <= now and upload.id not in in_use:
                 self.discard(upload.id)
 
     @contextmanager
     def _exclusive(self, upload_id: UploadId) -> Iterator[None]:
-        lock = self._locks[upload_id]
-        if not lock.acquire(blocking=False):
-            raise Conflict("another piece of this upload is being written")
+        with self._lock:
+            if upload_id in self._writing:
+                raise Conflict("another piece of this upload is being written")
+            self._writing.add(upload_id)
         try:
             yield
         finally:
-            lock.release()
+            with self._lock:
+                self._writing.discard(upload_id)
 
 
 def _for_people(file_name: str) -> str:
