@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two servers that `testing.bench.api` compares; it starts them, people do not.
+
+    python -m testing.bench.api_servers ours|bare DIRECTORY
+
+Prints the port it listens on and serves until it is told to end.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from pyramid.config import Configurator
+from pyramid.response import Response
+from waitress.server import create_server
+
+from pycloud import api, wiring
+from pycloud.settings import from_mapping
+from pycloud.web.process import stop_at_signals
+from pycloud.web.serving import bind, build_server, limits_of
+from testing.bench.api import PATHS, SERVICES
+from testing.factories import a_service
+
+THREADS = 16
+CONNECTIONS = 2000
+
+
+def serve_ours(directory: Path) -> None:
+    """Serve the whole application as `pycloud serve` does."""
+    loaded = from_mapping(
+        {
+            "pycloud.data_dir": str(directory / "data"),
+            "pycloud.hypervisor": "fake:",
+            "pycloud.discovery": "off",
+            "pycloud.wsgi_threads": str(THREADS),
+            "pycloud.connections_per_address": str(CONNECTIONS),
+        }
+    ).settings
+    core = wiring.build_core(loaded)
+    store = core.background.store
+    for number in range(SERVICES):
+        store.services.add(a_service(id=f"service-{number:03}"))
+    application = api.make_app(core, loaded)
+    server = build_server(application, bind("127.0.0.1", 0), limits_of(loaded))
+    stop_at_signals(server.stop)
+    print(server.effective_port, flush=True)
+    server.run()
+
+
+def serve_bare(directory: Path) -> None:
+    """Serve the same bytes from views that do nothing."""
+    config = Configurator()
+    for number, (path, _) in enumerate(PATHS):
+        config.add_route(f"bare{number}", path.partition("?")[0])
+        config.add_view(
+            view_of((directory / f"{number}.body").read_bytes()), route_name=f"bare{number}"
+        )
+    server = create_server(
+        config.make_wsgi_app(),
+        host="127.0.0.1",
+        port=0,
+        threads=THREADS,
+        connection_limit=CONNECTIONS,
+        asyncore_use_poll=True,
+    )
+    stop_at_signals(lambda: os._exit(0))
+    print(server.effective_port, flush=True)
+    server.run()
+
+
+def view_of(content: bytes):
+    """Return a view that answers with these bytes."""
+
+    def view(_request):
+        return Response(content, content_type="application/json")
+
+    return view
+
+
+if __name__ == "__main__":
+    # It warns at every request that has to queue, on both sides.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    kind, place = sys.argv[1:]
+    {"ours": serve_ours, "bare": serve_bare}[kind](Path(place))
