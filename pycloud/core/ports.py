@@ -397,6 +397,13 @@ class Hypervisor(Protocol):
         """
         ...
 
+    def hold(self, domain_id: DomainId) -> None:
+        """Pause a domain that was released, so that it waits to be released again.
+
+        It keeps its forwards; idempotent. Raises DomainNotFound.
+        """
+        ...
+
     def shut_down(self, domain_id: DomainId, *, timeout_s: float) -> bool:
         """Ask the guest to power off; True if it did in time or was gone already."""
         ...

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copies of popular Services that are loaded and paused, so that a start only resumes one.
 
+Each has answered once before it waits: a first answer from a fresh copy costs an emulator
+without KVM the translation of all the code behind it, 0.16 s where a second one takes 0.05 s.
 A copy is claimed by removing its record: exactly one of several servers wins.
 Copies are a luxury: they are bounded, made in the background, and given up at
 once when memory is short or somebody else needs the room.
@@ -148,6 +150,7 @@ class WarmPool:
                 steps=(
                     Step(name="reserve", run=self._reserve, undo=self._free),
                     Step(name="load", run=self._load, undo=self._destroy),
+                    Step(name="rehearse", run=self._rehearse),
                     Step(name="publish", run=self._publish, final=True),
                 ),
             ),
@@ -237,6 +240,19 @@ class WarmPool:
         context.add_result("service_vm_id", service_vm.id)
         context.add_result("memory_mib", str(spec.memory_mib))
         context.add_result("vcpus", str(spec.vcpus))
+
+    def _rehearse(self, context: StepContext) -> None:
+        """Let the copy answer once; the port leased for that stays with it."""
+        service = self._catalog.service(ServiceId(context.job.arguments["service_id"]))
+        owner, hypervisor = _owner(context), self._guests.hypervisor
+        domain_id = domain_id_of(owner)
+        self._guests.with_ports(
+            owner,
+            service,
+            lambda ports: hypervisor.release(domain_id, ports, on_phase=context.mark),
+        )
+        self._guests.await_answer(owner, service, context)
+        hypervisor.hold(domain_id)
 
     def _publish(self, context: StepContext) -> None:
         service = self._catalog.service(ServiceId(context.job.arguments["service_id"]))

@@ -223,6 +223,33 @@ def test_held_domain_can_be_paused_and_resumed_when_it_was_released(bench, held,
     assert _state(bench, held) == "running"
 
 
+def test_hold_lets_a_released_domain_wait_again(bench, held, forwards):
+    bench.hypervisor.release(held.domain_id, forwards, on_phase=ignore_phase)
+
+    bench.hypervisor.hold(held.domain_id)
+
+    assert _state(bench, held) == "paused"
+
+
+def test_held_domain_answers_when_it_waited_twice(bench, held, forwards):
+    spec = replace(held, network=UserNetwork(forwards=forwards))
+    bench.hypervisor.release(held.domain_id, forwards, on_phase=ignore_phase)
+    bench.wait_for_service(spec)
+    bench.hypervisor.hold(held.domain_id)
+
+    bench.hypervisor.release(held.domain_id, forwards, on_phase=ignore_phase)
+
+    assert _state(bench, held) == "running"
+    bench.wait_for_service(spec)
+
+
+def test_hold_refuses_a_domain_that_never_waited(bench, clone):
+    with pytest.raises(HypervisorError):
+        bench.hypervisor.hold(clone.domain_id)
+
+    assert _state(bench, clone) == "running"
+
+
 def test_start_held_refuses_a_guest_without_memory(bench):
     with pytest.raises(StateUnusable):
         bench.hypervisor.start_held(bench.spec())

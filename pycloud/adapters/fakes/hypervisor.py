@@ -148,12 +148,22 @@ class FakeHypervisor:
                 if domain.forwards == tuple(forwards):
                     return
                 raise HypervisorError(f"domain {domain_id} does not wait to be released")
-            self._check_ports(forwards)
+            if domain.forwards != tuple(forwards):
+                self._check_ports(forwards)
             released = replace(domain, held=False, state=RUNNING, forwards=tuple(forwards))
             self._domains[domain_id] = released
             self._record_start(released)
         on_phase("ports")
         on_phase("resume")
+
+    def hold(self, domain_id: DomainId) -> None:
+        """Let a domain that was released wait again."""
+        with self._lock:
+            self._enter("hold")
+            domain = self._executable(domain_id)
+            if domain.method is not StartMethod.WARM:
+                raise HypervisorError(f"domain {domain_id} was not made to wait")
+            self._domains[domain_id] = replace(domain, held=True, state=PAUSED)
 
     def shut_down(self, domain_id: DomainId, *, timeout_s: float) -> bool:
         """Power off a running guest; a paused one cannot hear the request."""

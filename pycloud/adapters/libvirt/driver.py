@@ -75,6 +75,14 @@ class LibvirtHypervisor:
             self._host.domains.resume(domain_id)
         on_phase("resume")
 
+    def hold(self, domain_id: DomainId) -> None:
+        """Let a domain that was released wait again; its forwards stay."""
+        domain = self._executable(domain_id)
+        if domain.tag.role is not Role.HELD:
+            raise HypervisorError(f"domain {domain_id} was not made to wait")
+        if domain.state == RUNNING:
+            self._host.domains.suspend(domain_id)
+
     def shut_down(self, domain_id: DomainId, *, timeout_s: float) -> bool:
         """Press the power button and wait; a paused guest cannot hear it."""
         domain = self._host.domains.find(domain_id)
