@@ -80,8 +80,10 @@ class JobRunner:
         jobs.listen(self._noticed)
 
     def register(self, procedures: Iterable[Procedure]) -> None:
-        """Make the bodies of Jobs known; every JobKind has exactly one."""
+        """Make the bodies of Jobs known. Raises ValueError for a second one of a JobKind."""
         for procedure in procedures:
+            if procedure.kind in self._procedures:
+                raise ValueError(f"there is a procedure for {procedure.kind} already")
             self._procedures[procedure.kind] = procedure
 
     @property
