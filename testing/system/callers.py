@@ -132,7 +132,8 @@ class Operator:
     def job(self, answer: Answer) -> dict[str, Any]:
         """Return the end of the Job that was just asked for."""
         assert answer.status in {200, 202}, answer.text
-        path = answer.headers["location"].removeprefix("/api/v2")
+        place = answer.headers.get("location") or f"/jobs/{answer.json['id']}"
+        path = urlsplit(place).path.removeprefix("/api/v2")
         while True:
             job: dict[str, Any] = self.call("GET", path, headers={"Prefer": "wait=20"}).json
             if job["state"] in _FINAL:
