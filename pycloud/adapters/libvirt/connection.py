@@ -7,6 +7,7 @@ ours. Guests live on without the daemon, so losing it costs nothing but the call
 """
 
 import threading
+import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ CALL_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 120.0
 """Deadline of calls that start or stop an emulator on a busy host."""
 _OPEN_TIMEOUT_S = 60.0
+_REOPEN_WAITS_S = (0.05, 0.2)
 # Of the domains of libvirt's errors: those that mean "the way to the daemon is broken".
 _TRANSPORT = frozenset(
     {libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE, libvirt.VIR_FROM_AUTH, libvirt.VIR_FROM_POLKIT}
@@ -98,9 +100,18 @@ class Connection:
             return self._handle
 
     def _opened(self) -> Any:  # Any: libvirt ships no types.
-        uri = provide_daemon() if needs_own_daemon(self._uri) else self._uri
         # Without a handler of its own, libvirt prints every error to standard error.
         libvirt.registerErrorHandler(_say_nothing, None)
+        for wait_s in _REOPEN_WAITS_S:
+            try:
+                return self._open_once()
+            except HypervisorUnavailable:
+                # A daemon that is just dying takes connections that nobody will answer.
+                time.sleep(wait_s)
+        return self._open_once()
+
+    def _open_once(self) -> Any:  # Any: libvirt ships no types.
+        uri = provide_daemon() if needs_own_daemon(self._uri) else self._uri
         try:
             return _within(_OPEN_TIMEOUT_S, lambda: libvirt.open(uri))
         except (_DeadlinePassed, libvirt.libvirtError) as exc:

@@ -9,10 +9,10 @@ from pycloud.adapters.libvirt.capabilities import process_owner, read_facts
 from pycloud.adapters.libvirt.connection import Connection
 from pycloud.adapters.libvirt.disks import InstanceFiles
 from pycloud.adapters.libvirt.domain_plan import ProcessOwner
-from pycloud.adapters.libvirt.domains import DomainControl, cloudlet_mark
+from pycloud.adapters.libvirt.domains import DomainControl, cloudlet_mark, domain_name
 from pycloud.adapters.libvirt.monitor import Monitor
 from pycloud.adapters.libvirt.planner import Planner
-from pycloud.adapters.libvirt.session_daemon import needs_own_daemon
+from pycloud.adapters.libvirt.session_daemon import emulator_log, needs_own_daemon
 from pycloud.adapters.libvirt.starting import Starter
 from pycloud.core.model.fleet import HypervisorFacts
 from pycloud.core.model.identifiers import DomainId, InstanceId
@@ -75,4 +75,5 @@ class LibvirtHost:
         self.domains.destroy(domain_id)
         if needs_own_daemon(self.connection.uri) and has_port(domain_id):
             remove_port(domain_id)
+        emulator_log(domain_name(owner)).unlink(missing_ok=True)
         self.files.remove(owner)

@@ -51,6 +51,12 @@ def provide_daemon() -> str:
     raise HypervisorUnavailable("libvirt is not installed: neither virtqemud nor libvirtd is there")
 
 
+def emulator_log(name: str) -> Path:
+    """Return where a session daemon keeps what an emulator said; it never removes it."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "libvirt" / "qemu" / "log" / f"{name}.log"
+
+
 def _start(executable: str, socket_path: Path) -> None:
     RUNTIME_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = RUNTIME_DIR / "daemon.log"
