@@ -44,6 +44,15 @@ def test_join_waits_for_the_start_of_an_instance_that_is_starting(shared):
     assert (joined.instance.id, joined.job.id) == (first.instance.id, first.job.id)
 
 
+def test_join_finds_the_instance_of_a_client_that_asks_at_the_same_moment(shared):
+    ask = partial(shared.request_start, HISTOGRAM, Join.SHARE)
+
+    started = at_once([ask, ask, ask])
+
+    assert len({one.instance.id for one in started}) == 1
+    assert shared.core.instances.instance(started[0].instance.id).users == 3
+
+
 def test_join_prefers_an_instance_that_runs(shared):
     running = shared.start(HISTOGRAM)
     shared.request_start(HISTOGRAM)
