@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What callers may do with Instances. The long parts run as Jobs in `starting` and `stopping`."""
 
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import uuid4
@@ -84,6 +85,7 @@ class Instances:
     guests: Guests
     warm_pool: WarmPool
     options: InstanceOptions
+    _sharing: threading.Lock = field(default_factory=threading.Lock, init=False, compare=False)
 
     # -- look ------------------------------------------------------------------------
 
@@ -116,14 +118,21 @@ class Instances:
         Raises NotFound, Conflict (a Service without VM). A refusal for lack of room
         is found by the Job, which fails with CapacityExceeded.
         """
-        service, service_vm = self.catalog.startable(request.service_id)
-        if request.join is Join.SHARE and service.sharing_limit > 1:
-            joined = self._join(service)
-            if joined is not None:
-                return joined
+        subject = service, _ = self.catalog.startable(request.service_id)
+        if request.join is Join.FRESH or service.sharing_limit <= 1:
+            return self._start(subject, request, by)
+        # Clients that ask at the same moment must find each other's Instance. Those of two
+        # servers may miss it and get one each, which costs memory and breaks nothing.
+        with self._sharing:
+            return self._join(service) or self._start(subject, request, by)
+
+    def _start(
+        self, subject: tuple[Service, ServiceVM], request: StartRequest, by: Principal
+    ) -> Started:
+        service, service_vm = subject
         warm = self.warm_pool.claim(service, service_vm)
         instance_id = warm.id if warm is not None else InstanceId(uuid4().hex)
-        instance = self._add(instance_id, (service, service_vm), request, by)
+        instance = self._add(instance_id, subject, request, by)
         job = self.jobs.submit(
             JobRequest(
                 id=instance.job_id,
