@@ -23,6 +23,7 @@ CALL_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 120.0
 """Deadline of calls that start or stop an emulator on a busy host."""
 _OPEN_TIMEOUT_S = 60.0
+_MAX_IDLE = 8
 _REOPEN_WAITS_S = (0.05, 0.2)
 # Of the domains of libvirt's errors: those that mean "the way to the daemon is broken".
 _TRANSPORT = frozenset(
@@ -49,12 +50,16 @@ class LibvirtRefused(HypervisorError):
 
 
 class Connection:
-    """The way to libvirt; may be used from several threads at once."""
+    """The way to libvirt; may be used from several threads at once.
+
+    Each call has a connection to itself: libvirtd reads no more than five requests of
+    one connection at a time, so that a look at a guest would wait for the starts of others.
+    """
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._lock = threading.Lock()
-        self._handle: Any = None  # Any: libvirt ships no types.
+        self._idle: list[Any] = []  # Any: libvirt ships no types.
 
     @property
     def uri(self) -> str:
@@ -67,37 +72,44 @@ class Connection:
         Objects of libvirt must not outlive the action. Raises HypervisorUnavailable
         when the connection breaks or the deadline passes, LibvirtRefused otherwise.
         """
-        handle = self._open_handle()
+        handle = self._taken()
         try:
-            return _within(timeout_s, lambda: action(handle))
+            result = _within(timeout_s, lambda: action(handle))
         except _DeadlinePassed as exc:
-            self._forget(handle)
             raise HypervisorUnavailable(
                 f"libvirt at {self._uri} did not answer within {timeout_s:g} s"
             ) from exc
         except libvirt.libvirtError as exc:
             if _is_transport_error(exc):
-                self._forget(handle)
                 raise _unavailable(self._uri, exc) from exc
+            self._give_back(handle)
             raise LibvirtRefused(str(exc), libvirt_code=exc.get_error_code()) from exc
+        self._give_back(handle)
+        return result
 
     def close(self) -> None:
-        """Let go of the connection; the next call opens another."""
+        """Let go of all connections that are not in use; the next call opens another."""
         with self._lock:
-            self._handle = None
+            self._idle.clear()
 
-    def _open_handle(self) -> Any:  # Any: libvirt ships no types.
+    def _taken(self) -> Any:  # Any: libvirt ships no types.
         """Return a connection that answered just now.
 
         A daemon that died is noticed by the first call only, so each use begins with
         the cheapest one there is (0.1 ms), and an order is never lost to a dead peer.
         """
+        while True:
+            with self._lock:
+                handle = self._idle.pop() if self._idle else None
+            if handle is None:
+                return self._opened()
+            if _answers(handle):
+                return handle
+
+    def _give_back(self, handle: Any) -> None:  # Any: libvirt ships no types.
         with self._lock:
-            if self._handle is not None and not _answers(self._handle):
-                self._handle = None
-            if self._handle is None:
-                self._handle = self._opened()
-            return self._handle
+            if len(self._idle) < _MAX_IDLE:
+                self._idle.append(handle)
 
     def _opened(self) -> Any:  # Any: libvirt ships no types.
         # Without a handler of its own, libvirt prints every error to standard error.
@@ -116,11 +128,6 @@ class Connection:
             return _within(_OPEN_TIMEOUT_S, lambda: libvirt.open(uri))
         except (_DeadlinePassed, libvirt.libvirtError) as exc:
             raise _unavailable(self._uri, exc) from exc
-
-    def _forget(self, handle: Any) -> None:  # Any: libvirt ships no types.
-        with self._lock:
-            if self._handle is handle:
-                self._handle = None
 
 
 class _DeadlinePassed(Exception):

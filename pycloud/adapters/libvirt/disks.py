@@ -7,6 +7,7 @@ image gate first.
 """
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -20,8 +21,12 @@ from pycloud.core.model.catalog import StoredDisk
 from pycloud.core.model.identifiers import BlobId, InstanceId, checked_id
 from pycloud.errors import HypervisorError, InsufficientStorage, ToolFailed
 
+_log = logging.getLogger(__name__)
 _OVERLAY = "disk.qcow2"
 _SERIAL_LOG = "serial.log"
+_EARLIER = ".old"
+_SERIAL_LIMIT_BYTES = 4 << 20
+_SERIAL_KEPT_BYTES = 256 << 10
 _CREATE_TIMEOUT_S = 60.0
 
 
@@ -67,6 +72,27 @@ class InstanceFiles:
         """Return where a guest's serial output is kept."""
         return self._directory(owner) / _SERIAL_LOG
 
+    def serial_tail(self, owner: InstanceId, *, limit_bytes: int) -> bytes:
+        """Return the end of a guest's serial output, b"" if there is none."""
+        log = self.serial_log(owner)
+        recent = _end_of(log, limit_bytes)
+        earlier = _end_of(log.with_suffix(_EARLIER), limit_bytes - len(recent))
+        return earlier + recent
+
+    def trim_serial_logs(self) -> None:
+        """Cut back the serial output of guests that print without end."""
+        for log in self._data.instances_dir().glob(f"*/{_SERIAL_LOG}"):
+            try:
+                if log.stat().st_size > _SERIAL_LIMIT_BYTES:
+                    log.with_suffix(_EARLIER).write_bytes(_end_of(log, _SERIAL_KEPT_BYTES))
+                    # QEMU appends, so what comes next is written at the new beginning.
+                    os.truncate(log, 0)
+            except FileNotFoundError:
+                # The guest ended meanwhile, and its directory with it.
+                continue
+            except OSError as exc:
+                _log.warning("serial_log_not_trimmed log=%s reason=%s", log, exc)
+
     def scratch(self, owner: InstanceId, name: str) -> Path:
         """Return a path for something that lives as long as the guest at most."""
         return self._directory(owner) / name
@@ -111,6 +137,20 @@ class InstanceFiles:
 
     def _run(self, *arguments: str) -> None:
         _qemu_img(*arguments, timeout_s=self._tool_timeout_s)
+
+
+def _end_of(path: Path, limit_bytes: int) -> bytes:
+    if limit_bytes <= 0:
+        return b""
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - limit_bytes))
+            return stream.read(limit_bytes)
+    except FileNotFoundError:
+        return b""
+    except OSError as exc:
+        raise HypervisorError(f"the serial output cannot be read: {exc}") from exc
 
 
 def _node(path: Path) -> dict[str, object]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The GuestView port: what can be seen of a guest without its help. Changes nothing."""
 
-import os
 import xml.etree.ElementTree as ET  # parses what libvirt says of our own domain
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pycloud.adapters.libvirt.host import LibvirtHost
 from pycloud.adapters.libvirt.monitor import LISTENING
 from pycloud.adapters.libvirt.neighbours import ask_all, known_address
 from pycloud.core.model.identifiers import DomainId, InstanceId
-from pycloud.errors import DomainNotFound, HypervisorError
+from pycloud.errors import DomainNotFound
 
 # States of a connection in which the guest's own answer is still to come, or was a refusal.
 _NOT_ACCEPTED = frozenset({LISTENING, "NONE", "CLOSED", "LISTEN", "SYN_SENT", "SYN_RCVD"})
@@ -27,7 +26,7 @@ class LibvirtGuestView:
 
     def serial_tail(self, owner: InstanceId, *, limit_bytes: int) -> bytes:
         """Return the end of the guest's serial output, b"" if there is none."""
-        return _tail(self._host.files.serial_log(owner), max(0, limit_bytes))
+        return self._host.files.serial_tail(owner, limit_bytes=limit_bytes)
 
     def is_alive(self, domain_id: DomainId) -> bool:
         """Return whether the guest executes or was paused on request."""
@@ -80,15 +79,3 @@ class _Card:
 
     mac_address: str
     bridge: str
-
-
-def _tail(path: Path, limit_bytes: int) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - limit_bytes))
-            return stream.read(limit_bytes)
-    except FileNotFoundError:
-        return b""
-    except OSError as exc:
-        raise HypervisorError(f"the serial output cannot be read: {exc}") from exc
