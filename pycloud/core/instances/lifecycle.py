@@ -86,6 +86,8 @@ class Instances:
     warm_pool: WarmPool
     options: InstanceOptions
     _sharing: threading.Lock = field(default_factory=threading.Lock, init=False, compare=False)
+    _untimed: dict[ServiceId, int] = field(default_factory=dict, init=False, compare=False)
+    """The revision at which no running Instance of a Service had an idle deadline."""
 
     # -- look ------------------------------------------------------------------------
 
@@ -334,13 +336,22 @@ class Instances:
         Who joined a shared Instance is not known, so any device counts for those. Cheap
         when nothing has an idle deadline, because phones call it every 10 s.
         """
+        revision = self.records.store.instances.revision()
+        if self._untimed.get(service_id) == revision:
+            return
         now = self.records.clock.now()
+        is_timed = False
         for state in _EXECUTING:
             where = {"service_id": service_id, "state": state}
             for found in self.instances(where, limit=_MANY).items:
+                is_timed = is_timed or found.idle_timeout_s is not None
                 uses = found.device_id == device_id or found.users > 1
                 if uses and _is_used_up(found, now):
                     self._renew(found, now)
+        if not is_timed:
+            if len(self._untimed) >= _MANY:
+                self._untimed.clear()
+            self._untimed[service_id] = revision
 
     def _renew(self, instance: Instance, now: datetime) -> None:
         try:
