@@ -35,12 +35,15 @@ def disagreement(core: Core) -> str:
         for item in core.instances.instances(limit=500).items
         if item.state in LIVE_STATES
     }
-    owners = set(instances) | {copy.id for copy in store.warm_domains.find().items}
+    copies = {copy.id for copy in store.warm_domains.find().items}
+    owners = set(instances) | copies
     domains = {domain.owner: domain.id for domain in guests.hypervisor.domains()}
     executing = {item.id for item in instances.values() if item.state in _EXECUTING}
     uploads = {item.id for item in store.uploads.find().items}
     published = {mapping.host_port for item in instances.values() for mapping in item.ports}
-    leased = {lease.port for lease in store.port_leases.find().items if lease.holder}
+    leases = [lease for lease in store.port_leases.find().items if lease.holder]
+    leased = {lease.port for lease in leases if lease.holder not in copies}
+    rehearsed = sorted(lease.holder for lease in leases if lease.holder in copies)
     pairs = {
         "active jobs": ({job.id for job in core.jobs.active()}, set()),
         "instances that run": (executing, set(instances)),
@@ -48,6 +51,7 @@ def disagreement(core: Core) -> str:
         "disks": (set(guests.hypervisor.disk_owners()), owners),
         "room and ports": (set(guests.placement.holders()), owners),
         "leased ports": (leased, published),
+        "ports of waiting copies": (rehearsed, sorted(copies)),
         "staging areas": (set(core.background.reconciler.blobs.areas()) - uploads, set()),
     }
     return "; ".join(
