@@ -7,13 +7,7 @@ credentials under it. It is refused, reported, and claimed again once it is free
 
 from concurrent.futures import ThreadPoolExecutor
 
-from zeroconf import (
-    NonUniqueNameException,
-    RecordUpdate,
-    RecordUpdateListener,
-    ServiceInfo,
-    Zeroconf,
-)
+from zeroconf import RecordUpdate, RecordUpdateListener, ServiceInfo, Zeroconf
 
 from pycloud.adapters.discovery.announcement import (
     LEGACY_TYPE,
@@ -26,6 +20,7 @@ from pycloud.adapters.discovery.announcement import (
 )
 from pycloud.adapters.discovery.dns import (
     DOMAIN,
+    QUESTION_FOR_ALL,
     DNSService,
     DNSText,
     RecordType,
@@ -34,7 +29,8 @@ from pycloud.adapters.discovery.dns import (
 from pycloud.core.model.fleet import Cloudlet
 from pycloud.errors import NameTaken
 
-_ANSWER_TIMEOUT_MS = 1000
+_ANSWER_TIMEOUT_MS = 1500
+"""A responder may hold back for a second what it just sent (RFC 6762 section 6)."""
 
 
 class Announcer:
@@ -56,14 +52,9 @@ class Announcer:
         self._address = address
         infos = (self._legacy_info(), self._modern_info())
         with ThreadPoolExecutor(max_workers=len(infos)) as pool:
-            claims = [pool.submit(self._register, info) for info in infos]
-        refusals = [claim.exception() for claim in claims]
-        for info, refusal in zip(infos, refusals, strict=True):
-            if refusal is None and any(refusals):
-                self._zeroconf.unregister_service(info)
-        for refusal in refusals:
-            if refusal is not None:
-                raise refusal
+            if any(pool.map(self._is_taken, infos)):
+                raise NameTaken(self._cloudlet.name)
+            tuple(pool.map(self._register, infos))
         # What was seen before belongs to the decision that was just made.
         self._watch.seen_foreign = False
 
@@ -93,16 +84,20 @@ class Announcer:
             ],
         )
 
+    def _is_taken(self, info: ServiceInfo) -> bool:
+        """Ask for the very name; the library only asks for the list of names.
+
+        Answers to that may be held back longer than it waits, and its cache still lists a
+        cloudlet that died without a goodbye.
+        """
+        holder = ServiceInfo(info.type, info.name)
+        answered = holder.request(
+            self._zeroconf, _ANSWER_TIMEOUT_MS, question_type=QUESTION_FOR_ALL
+        )
+        return answered or holder.port is not None
+
     def _register(self, info: ServiceInfo) -> None:
-        try:
-            self._zeroconf.register_service(info)
-        except NonUniqueNameException as exc:
-            # The pointer that the library found may be all that is left of a cloudlet that
-            # died without a goodbye; only one that still answers keeps the name.
-            holder = ServiceInfo(info.type, info.name)
-            if holder.request(self._zeroconf, _ANSWER_TIMEOUT_MS):
-                raise NameTaken(self._cloudlet.name) from exc
-            self._zeroconf.register_service(info, cooperating_responders=True)
+        self._zeroconf.register_service(info, cooperating_responders=True)
 
     def _legacy_info(self) -> ServiceInfo:
         return self._info(LEGACY_TYPE, legacy_txt())

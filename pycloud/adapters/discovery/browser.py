@@ -16,7 +16,7 @@ from zeroconf import Error, IPVersion, ServiceBrowser, ServiceStateChange, Zeroc
 from zeroconf.asyncio import AsyncServiceInfo
 
 from pycloud.adapters.discovery.announcement import LEGACY_TYPE, MODERN_TYPE, Sighting
-from pycloud.adapters.discovery.dns import DOMAIN, RecordType, send_question
+from pycloud.adapters.discovery.dns import DOMAIN, QUESTION_FOR_ALL, RecordType, send_question
 from pycloud.adapters.discovery.peer_table import PeerTable
 
 _RESOLVE_TIMEOUT_MS = 3000
@@ -95,7 +95,9 @@ class CloudletBrowser:
 
     async def _look_up(self, service_type: str, name: str) -> None:
         info = AsyncServiceInfo(service_type, name)
-        answered = await info.async_request(self._zeroconf, _RESOLVE_TIMEOUT_MS)
+        answered = await info.async_request(
+            self._zeroconf, _RESOLVE_TIMEOUT_MS, question_type=QUESTION_FOR_ALL
+        )
         with self._lock:
             is_known = (service_type, name) in self._known
         if not is_known:

@@ -7,14 +7,18 @@ from enum import IntEnum
 from zeroconf import (  # type: ignore[attr-defined]  # public, but missing in the stubs' __all__
     DNSOutgoing,
     DNSQuestion,
+    DNSQuestionType,
     DNSService,
     DNSText,
     Zeroconf,
 )
 
-__all__ = ["DOMAIN", "DNSService", "DNSText", "RecordType", "send_question"]
+__all__ = ["DOMAIN", "QUESTION_FOR_ALL", "DNSService", "DNSText", "RecordType", "send_question"]
 
 DOMAIN = "local."
+QUESTION_FOR_ALL = DNSQuestionType.QM
+"""Ask for answers to the group. The library would ask for direct ones first, and of several
+programs that share port 5353 on one machine the kernel gives those to any one."""
 _FLAGS_OF_A_QUERY = 0
 _CLASS_IN = 1
 

@@ -14,8 +14,9 @@ from pycloud.core.ports import Clock
 from pycloud.errors import DiscoveryError
 
 _LOOK_S = 0.05
-_SETTLED_S = 1.0
-"""Nothing new for this long after the first sighting: all that answer have answered."""
+_SETTLED_S = 1.5
+"""Nothing new for this long: all have answered, also who held back for a second what it
+had just sent (RFC 6762 section 6)."""
 
 
 def find_by_zeroconf(
