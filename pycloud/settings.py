@@ -109,8 +109,8 @@ _STORE = _pattern(
 )
 _HYPERVISOR = _pattern(r"(qemu(\+\w+)?://.*|fake:)", "qemu:///session, qemu:///system or fake:")
 _NAME = _pattern(
-    r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}|",
-    "letters, digits, '.', '_' and '-', at most 63, no spaces; empty: the host name",
+    r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}|",
+    "letters, digits, '_' and '-', at most 63, no spaces or dots; empty: the host name",
 )
 _ADDRESS = _pattern(r"auto|\d{1,3}(\.\d{1,3}){3}", "an IPv4 address, or auto")
 _BIND = _pattern(r"\d{1,3}(\.\d{1,3}){3}", "an IPv4 address; 0.0.0.0 for all interfaces")
