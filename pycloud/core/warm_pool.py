@@ -266,7 +266,7 @@ class WarmPool:
                 domain_id=domain_id_of(owner),
                 memory_mib=int(loaded["memory_mib"]),
                 vcpus=int(loaded["vcpus"]),
-                created_at=self._guests.clock.now(),
+                created_at=context.job.created_at,
             )
         )
 
@@ -313,7 +313,10 @@ class WarmPool:
 
 def _is_copy_of(warm: WarmDomain, service: Service) -> bool:
     asked = (service.service_vm_id, service.ideal_memory_mib, service.vcpus)
-    return (warm.service_vm_id, warm.memory_mib, warm.vcpus) == asked
+    if (warm.service_vm_id, warm.memory_mib, warm.vcpus) != asked:
+        return False
+    # A copy publishes the port that the Service had when it was asked for.
+    return warm.created_at >= service.updated_at
 
 
 def _owner(context: StepContext) -> InstanceId:

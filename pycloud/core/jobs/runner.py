@@ -161,7 +161,10 @@ class JobRunner:
                 self._dispatched.discard(job_id)
 
     def _poll(self) -> None:
-        while not self._stopping.wait(self._options.poll_s):
+        # First at once, for what an earlier server left.
+        pause_s = 0.0
+        while not self._stopping.wait(pause_s):
+            pause_s = self._options.poll_s
             try:
                 for job in self._queued():
                     self._dispatch(job)

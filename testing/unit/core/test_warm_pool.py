@@ -10,7 +10,7 @@ from pycloud.core.access import ADMIN
 from pycloud.core.catalog import ServiceChanges
 from pycloud.core.model.fleet import MemoryInfo
 from pycloud.core.model.identifiers import ServiceId
-from pycloud.core.model.runtime import JobKind, JobState
+from pycloud.core.model.runtime import JobKind, JobState, StartMethod
 from pycloud.errors import StateUnusable
 from testing.composed import BASE_SETTINGS, a_core
 from testing.factories import HISTOGRAM, a_service_draft
@@ -183,6 +183,22 @@ def test_copy_of_another_size_is_not_claimed(warm):
     service, service_vm = warm.core.catalog.startable(HISTOGRAM)
 
     assert pool_of(warm).claim(replace(service, ideal_memory_mib=512), service_vm) is None
+
+
+def test_copy_with_the_old_port_is_replaced(warm):
+    warm.clock.advance(1)
+    warm.core.catalog.update_service(
+        HISTOGRAM, ServiceChanges(port=9090), generation=None, by=ADMIN
+    )
+    cold_start = warm.start(HISTOGRAM)
+
+    maintain(warm)
+    warm_start = warm.start(HISTOGRAM)
+
+    methods = [cold_start.start_method, warm_start.start_method]
+    assert methods == [StartMethod.CLONE, StartMethod.WARM]
+    forwards = warm.hypervisor.domain(warm_start.domain_id).forwards
+    assert [mapping.guest_port for mapping in forwards] == [9090]
 
 
 def test_copy_is_claimed_by_exactly_one():
