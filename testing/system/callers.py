@@ -108,12 +108,19 @@ class Operator:
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Send a request to `/api/v2` + path."""
-        sent = {**self._headers, **(headers or {})}
+        return self._send(method, f"/api/v2{path}", content, headers or {})
+
+    def outside(self, path: str) -> Answer:
+        """Get what is not part of `/api/v2`."""
+        return self._send("GET", path, None, {})
+
+    def _send(self, method: str, target: str, content: Any, headers: Mapping[str, str]) -> Answer:
+        sent = {**self._headers, **headers}
         if content is not None and not isinstance(content, bytes):
             content = json.dumps(content).encode()
             sent = {"Content-Type": "application/json", **sent}
         with closing(HTTPConnection(self._place, timeout=TIMEOUT_S)) as connection:
-            connection.request(method, f"/api/v2{path}", content, sent)
+            connection.request(method, target, content, sent)
             reply = connection.getresponse()
             return Answer(
                 status=reply.status,

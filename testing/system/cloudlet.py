@@ -100,6 +100,7 @@ class Server:
         """Start the process and return when it listens."""
         self._runs += 1
         outer = {name: text for name, text in os.environ.items() if not name.startswith("PYCLOUD_")}
+        outer["PYTHONPATH"] = os.pathsep.join(sys.path)
         told = {f"PYCLOUD_{name.upper()}": text for name, text in self.texts.items()}
         with self._output("out").open("wb") as out, self._output("log").open("wb") as log:
             self._process = subprocess.Popen(
