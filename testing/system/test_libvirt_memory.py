@@ -6,9 +6,18 @@ from dataclasses import replace
 
 import pytest
 
+from pycloud.adapters.libvirt.connection import Connection
+from pycloud.adapters.libvirt.monitor import Monitor
 from pycloud.core.model.catalog import BlobRef
-from pycloud.errors import StateUnusable
-from testing.real_host import MEMORY_MIB, Phases, answer_of, ignore_phase, published_port
+from pycloud.errors import HypervisorError, StateUnusable
+from testing.real_host import (
+    MEMORY_MIB,
+    SESSION_URI,
+    Phases,
+    answer_of,
+    ignore_phase,
+    published_port,
+)
 
 DIRTIED_MIB = 16
 
@@ -28,6 +37,17 @@ def test_template_stays_as_it_is_when_its_copies_write_to_memory(real_host):
     real_host.blobs.verify(memory.memory.id)
     real_host.blobs.verify(memory.devices.id)
     real_host.blobs.verify(memory.disk.blob.id)
+
+
+def test_copy_cannot_be_ballooned_into_its_templates_memory(real_host):
+    spec = real_host.clone()
+    monitor = Monitor(Connection(SESSION_URI), spec.domain_id)
+
+    with pytest.raises(HypervisorError, match="balloon"):
+        monitor.execute("balloon", {"value": 64 << 20})
+
+    real_host.end(spec)
+    real_host.blobs.verify(real_host.template.memory.id)
 
 
 def test_copies_write_to_disks_of_their_own(real_host):

@@ -2,6 +2,7 @@
 """What guests can reach and what reaches them, on the real network paths of QEMU."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -69,6 +70,8 @@ def test_guest_accepts_only_when_it_listens_itself(real_host, guest):
 def test_guest_on_a_bridge_is_found_by_its_address(tmp_path):
     # A network namespace of its own, so that the bridge is nobody else's.
     command = ["unshare", "--net", "--mount", sys.executable, "-m", "testing.system.bridged_guest"]
+    if os.geteuid() != 0:
+        command[1:1] = ["--user", "--map-root-user"]
 
     finished = subprocess.run(
         [*command, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False

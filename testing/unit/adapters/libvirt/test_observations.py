@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from pycloud.adapters.libvirt.bridge_ports import port_name
 from pycloud.adapters.libvirt.capabilities import acceleration, dotted, version_tuple
 from pycloud.adapters.libvirt.domains import cloudlet_mark
 from pycloud.adapters.libvirt.monitor import LISTENING, UserConnection, parse_connections
+from pycloud.adapters.libvirt.neighbours import known_address
 from pycloud.adapters.libvirt.ram_files import make_ram_file, prepare_private_mapping
+from pycloud.core.model.identifiers import DomainId
 from pycloud.errors import StateUnusable
 
 USERNET = """Hub -1 (net0):
@@ -49,6 +52,25 @@ def test_acceleration_is_kvm_only_when_a_guest_would_run(
 
     assert found.kind == kind
     assert str(device) in found.reason
+
+
+ARP_TABLE = """IP address       HW type     Flags       HW address            Mask     Device
+192.0.2.9        0x1         0x0         52:54:00:00:77:77     *        br0
+192.0.2.77       0x1         0x2         52:54:00:00:77:77     *        br0
+192.0.2.78       0x1         0x2         52:54:00:00:77:78     *        br0
+"""
+
+
+def test_address_is_that_of_the_station_once_it_answered():
+    assert known_address("52:54:00:00:77:77".upper(), table=ARP_TABLE) == "192.0.2.77"
+    assert known_address("52:54:00:00:00:00", table=ARP_TABLE) is None
+
+
+def test_port_on_a_bridge_has_a_name_that_the_kernel_takes():
+    names = {port_name(DomainId(f"{number}1111111-2222-4333-8444-555555555555")) for number in "12"}
+
+    assert len(names) == 2
+    assert all(len(name) <= 15 for name in names)
 
 
 def test_versions_are_written_and_compared_as_numbers():
