@@ -308,6 +308,7 @@ def _procedures(base: _Base, machines: _Machines, content: _Content) -> tuple[Pr
         catalog=base.catalog,
         guests=base.guests,
         warm_pool=machines.warm_pool,
+        templates=machines.templates,
     )
     return (
         starting.procedure(),

@@ -15,7 +15,7 @@ from pycloud.core.instances.records import InstanceRecords
 from pycloud.core.jobs import Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.machines import domain_id_of, resumed, usable_memory
 from pycloud.core.model.catalog import MemoryKind, Service, ServiceVM
-from pycloud.core.model.identifiers import InstanceId, Principal
+from pycloud.core.model.identifiers import InstanceId, JobId, Principal
 from pycloud.core.model.runtime import (
     Failure,
     Instance,
@@ -25,9 +25,11 @@ from pycloud.core.model.runtime import (
     PortMapping,
     StartMethod,
 )
+from pycloud.core.templates import Templates
 from pycloud.core.warm_pool import WarmPool
 from pycloud.errors import (
     DomainNotFound,
+    DuplicateRecord,
     GuestFailed,
     HypervisorError,
     HypervisorUnavailable,
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 
 _SERIAL_BYTES = 8192
 _SYSTEM = Principal("system")
+_FROM_STATE = frozenset({StartMethod.CLONE, StartMethod.RESTORE})
 _PUBLISHED = frozenset({InstanceState.RUNNING, InstanceState.PAUSED, InstanceState.MIGRATING})
 _UNPUBLISHED = frozenset({InstanceState.REQUESTED, InstanceState.STARTING, InstanceState.STOPPING})
 """STOPPING under the start's own Job: it was cancelled, and the server died in between."""
@@ -54,6 +57,7 @@ class Starting:
     catalog: Catalog
     guests: Guests
     warm_pool: WarmPool
+    templates: Templates
 
     def procedure(self) -> Procedure:
         """Return the body of the Job."""
@@ -103,8 +107,18 @@ class Starting:
                     extra={"instance_id": instance.id, "method": method, "reason": exc.message},
                 )
                 self.guests.hypervisor.destroy(domain_id_of(instance.id), instance.id)
+                if method in _FROM_STATE and isinstance(exc, StateUnusable):
+                    self._ask_for_fresh_state(service_vm)
             else:
                 return
+
+    def _ask_for_fresh_state(self, service_vm: ServiceVM) -> None:
+        """Let the next starts be fast again; once in a while, should that not help either."""
+        job_id = JobId(f"{service_vm.id}-renew")
+        try:
+            self.templates.request_prepare(service_vm.service_id, job_id=job_id, by=_SYSTEM)
+        except DuplicateRecord:
+            log.info("fresh_state_was_asked_for", extra={"service_vm_id": service_vm.id})
 
     def _boot_by(
         self,

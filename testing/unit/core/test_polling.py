@@ -30,10 +30,8 @@ def test_box_seen_empty_hands_out_what_comes_later(tmp_path: Path) -> None:
     assert (before, [one.message for one in first], second) == ((), ["hello"], ())
 
 
-def test_touch_renews_an_instance_that_came_after_a_touch_for_nothing(tmp_path: Path) -> None:
-    empty = make_stand(tmp_path / "empty").core.instances
-    empty.touch(ECHO, PHONE)
-    stand, clock = running(tmp_path / "full", idle_timeout_s=100)
+def test_touch_renews_an_instance_with_an_idle_deadline(tmp_path: Path) -> None:
+    stand, clock = running(tmp_path, idle_timeout_s=100)
     (before,) = stand.core.instances.instances().items
     clock.advance(50)
     stand.core.instances.touch(ECHO, PHONE)

@@ -94,6 +94,19 @@ def test_start_falls_back_to_a_cold_boot_when_the_state_is_unusable(instant):
     assert (instance.state, instance.start_method) == (InstanceState.RUNNING, StartMethod.COLD)
 
 
+def test_unusable_state_is_replaced_by_a_fresh_one_and_only_once_in_a_while(instant):
+    before = instant.core.catalog.startable(HISTOGRAM)[1].memory
+    instant.hypervisor.make_unusable(before.memory.id)
+
+    methods = [instant.start(HISTOGRAM).start_method for _ in range(2)]
+    fresh = instant.core.catalog.startable(HISTOGRAM)[1].memory
+    instant.hypervisor.make_unusable(fresh.memory.id)
+    methods += [instant.start(HISTOGRAM).start_method for _ in range(2)]
+
+    assert methods == [StartMethod.COLD, StartMethod.CLONE, StartMethod.COLD, StartMethod.COLD]
+    assert instant.core.catalog.startable(HISTOGRAM)[1].memory == fresh
+
+
 @pytest.mark.parametrize(
     "error", [DomainNotFound("gone"), HypervisorError("the monitor does not answer")]
 )
