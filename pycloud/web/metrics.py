@@ -6,10 +6,15 @@ tests start from zero. Reading the cloudlet happens when Prometheus asks.
 """
 
 import threading
-from collections import Counter as TallyOf
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from pycloud.core.facade import Core
 from pycloud.core.model.identifiers import InstanceId
@@ -19,6 +24,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 _START_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 _RECORDS_AT_ONCE = 500
+_Key = tuple[str, str, int]
+"""Route, method, status."""
 
 
 class Metrics:
@@ -26,40 +33,95 @@ class Metrics:
 
     def __init__(self, core: Core) -> None:
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "pycloud_http_requests",
-            "Requests answered",
-            ("route", "method", "status"),
-            registry=self._registry,
-        )
-        self._seconds = Histogram(
-            "pycloud_http_request_seconds",
-            "Time from the first to the last line of our code",
-            ("route",),
-            buckets=_REQUEST_BUCKETS_S,
-            registry=self._registry,
-        )
-        # Looking a labelled child up costs more than counting; there are few of them.
-        self._counters: dict[tuple[str, str, int], Counter] = {}
-        self._timers: dict[str, Histogram] = {}
+        self._requests = RequestTally()
+        self._registry.register(self._requests)
         self._cloudlet = CloudletMetrics(core, self._registry)
-
-    def observe(self, route: str, method: str, *, status: int, seconds: float) -> None:
-        """Count one answered request."""
-        counter = self._counters.get((route, method, status))
-        if counter is None:
-            counter = self._requests.labels(route, method, str(status))
-            self._counters[route, method, status] = counter
-        counter.inc()
-        timer = self._timers.get(route)
-        if timer is None:
-            timer = self._timers[route] = self._seconds.labels(route)
-        timer.observe(seconds)
+        self.observe = self._requests.observe
 
     def render(self) -> bytes:
         """Return everything in the text format of Prometheus."""
         self._cloudlet.refresh()
         return generate_latest(self._registry)
+
+
+@dataclass(slots=True)
+class _Row:
+    """The requests of one kind that one thread answered."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(_REQUEST_BUCKETS_S) + 1))
+    """By bucket; the last one is for everything slower."""
+    seconds: float = 0.0
+
+
+class RequestTally(Collector):
+    """Counts and times of requests.
+
+    Every thread counts in rows of its own, without a lock: all threads meet here at
+    every request, and waiting for each other would cost more than all the rest. A
+    reader may see a request in the one figure and not yet in the other.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._threads: dict[int, dict[_Key, _Row]] = {}
+        self._lock = threading.Lock()
+
+    def observe(self, route: str, method: str, *, status: int, seconds: float) -> None:
+        """Count one answered request."""
+        try:
+            rows: dict[_Key, _Row] = self._local.rows
+        except AttributeError:
+            rows = self._begin_thread()
+        key = (route, method, status)
+        row = rows.get(key)
+        if row is None:
+            row = rows[key] = _Row()
+        row.counts[bisect_left(_REQUEST_BUCKETS_S, seconds)] += 1
+        row.seconds += seconds
+
+    def _begin_thread(self) -> dict[_Key, _Row]:
+        # An id is given again only after its thread has ended, so its rows are free to
+        # go on with; threads come and go, and their number must not make this grow.
+        with self._lock:
+            rows = self._threads.setdefault(threading.get_ident(), {})
+        self._local.rows = rows
+        return rows
+
+    def describe(self) -> Iterator[Metric]:
+        """Return nothing; there is nothing to read when the registry asks first."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the sums over all threads."""
+        counters = CounterMetricFamily(
+            "pycloud_http_requests", "Requests answered", labels=("route", "method", "status")
+        )
+        timers = HistogramMetricFamily(
+            "pycloud_http_request_seconds", "Time from routing to reply", labels=("route",)
+        )
+        routes: dict[str, _Row] = {}
+        totals: dict[_Key, int] = {}
+        with self._lock:
+            threads = list(self._threads.values())
+        for key, row in (item for rows in threads for item in list(rows.items())):
+            totals[key] = totals.get(key, 0) + sum(row.counts)
+            whole = routes.setdefault(key[0], _Row())
+            whole.counts = [
+                mine + more for mine, more in zip(whole.counts, row.counts, strict=True)
+            ]
+            whole.seconds += row.seconds
+        for (route, method, status), count in sorted(totals.items()):
+            counters.add_metric((route, method, str(status)), count)
+        for route, row in sorted(routes.items()):
+            timers.add_metric((route,), _cumulative(row.counts), row.seconds)
+        yield counters
+        yield timers
+
+
+def _cumulative(counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Return (upper bound, requests at most that slow) pairs, as Prometheus has them."""
+    bounds = [*(str(bound) for bound in _REQUEST_BUCKETS_S), "+Inf"]
+    return list(zip(bounds, accumulate(counts), strict=True))
 
 
 class CloudletMetrics:
@@ -87,7 +149,7 @@ class CloudletMetrics:
     def refresh(self) -> None:
         """Read the records of all Instances."""
         with self._lock:
-            states: TallyOf[InstanceState] = TallyOf()
+            states: Counter[InstanceState] = Counter()
             seen: set[InstanceId] = set()
             for instance in self._all():
                 states[instance.state] += 1

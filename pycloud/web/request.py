@@ -6,6 +6,7 @@ phone need none of it.
 """
 
 import ipaddress
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ current_request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """The id of the request that this thread works on, for log lines."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PROCESS = os.urandom(4).hex()
+_NUMBERS = itertools.count(1)
+"""Ids need to be told apart, not kept secret; randomness for each would cost a system call."""
 _UNSERVED_ROOM = WaitRoom(places=4)
 """For applications that run without our server, such as under a test client."""
 
@@ -109,8 +113,10 @@ class Request(PyramidRequest):  # type: ignore[misc]  # pyramid has no types
     @lazy
     def request_id(self) -> str:
         """The id of this request: the caller's own if it is sensible, else a fresh one."""
-        given = self.environ.get("HTTP_X_REQUEST_ID", "")
-        return given if _REQUEST_ID.fullmatch(given) else os.urandom(8).hex()
+        given: str = self.environ.get("HTTP_X_REQUEST_ID", "")
+        if given and _REQUEST_ID.fullmatch(given):
+            return given
+        return f"{_PROCESS}{next(_NUMBERS):08x}"
 
     @contextmanager
     def waiting_place(self) -> Iterator[bool]:
