@@ -81,7 +81,7 @@ def test_service_show_reads_well(run: Run, image: Path) -> None:
     shown = done(run("service", "show", "speech")).stdout
 
     assert "no (run `pycloud service prepare`)" in shown
-    assert "from                   disk.qcow2" in shown
+    assert "made from              disk.qcow2" in shown
 
 
 def test_service_add_without_waiting_returns_the_job(run: Run, image: Path) -> None:
