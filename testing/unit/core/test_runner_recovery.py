@@ -12,6 +12,7 @@ from pycloud.core.jobs.ledger import JobRequest
 from pycloud.core.model.runtime import JobState
 from pycloud.errors import JobCancelled, StoreUnavailable
 from testing.unit.core.bench import KIND, LEASE_S, Bench, crash, refuse
+from testing.unit.core.races import wait_until
 
 
 @pytest.fixture
@@ -307,3 +308,89 @@ def test_wait_ends_though_the_clock_stands_still(bench):
     waiter.join(5)
 
     assert not waiter.is_alive()
+
+
+# -- a store that fails ------------------------------------------------------------------------
+
+
+def failing(inner, times, way):
+    """Let the first calls of a method fail."""
+    left = [times]
+
+    def call(*arguments, **options):
+        if left[0] > 0:
+            left[0] -= 1
+            way(None)
+        return inner(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("way", [refuse, crash])
+@pytest.mark.parametrize("operation", ["find", "get"])
+def test_started_runner_survives_a_store_that_fails_for_a_moment(bench, operation, way):
+    _, runner = bench.server("three", clock=SystemClock())
+    job = bench.submit()
+    inner = getattr(bench.store.jobs, operation)
+    setattr(bench.store.jobs, operation, failing(inner, 2, way))
+    runner.start()
+    try:
+        wait_until(lambda: bench.store.jobs.count({"state": JobState.SUCCEEDED}) == 1)
+    finally:
+        runner.stop()
+
+    assert bench.job(job).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("way", [refuse, crash])
+def test_heartbeat_survives_a_store_that_fails_for_a_moment(bench, way):
+    _, runner = bench.server("three", clock=SystemClock(), lease_s=0.06)
+    begun = threading.Event()
+    may_end = threading.Event()
+
+    def work(_context):
+        begun.set()
+        may_end.wait(5)
+
+    bench.bodies["first"] = work
+    job = bench.submit()
+    runner.start()
+    try:
+        begun.wait(5)
+        bench.store.jobs.replace = failing(bench.store.jobs.replace, 3, way)
+        before = bench.job(job).generation
+        wait_until(lambda: bench.job(job).generation > before)
+        may_end.set()
+        wait_until(lambda: bench.job(job).is_final)
+    finally:
+        runner.stop()
+
+    assert bench.job(job).state is JobState.SUCCEEDED
+
+
+def test_job_whose_record_is_removed_is_dropped_without_undo(bench):
+    job = bench.submit()
+    bench.bodies["first"] = lambda _context: bench.store.jobs.remove(job.id)
+
+    bench.runner.run_pending()
+
+    assert bench.notes == ["first"]
+
+
+def test_interrupted_job_that_was_taken_over_meanwhile_is_left_alone(forward):
+    job = forward.submit()
+
+    def lose(context):
+        del forward.bodies["first"]
+        forward.clock.advance(LEASE_S + 1)
+        forward.other.recover()
+        context.interrupt()
+        context.check()
+
+    forward.bodies["first"] = lose
+
+    forward.runner.run_pending()
+
+    # The other server queued it again, and this one found it there.
+    assert forward.notes == ["first", "first", "second", "last"]
+    assert (forward.job(job).state, forward.job(job).attempts) == (JobState.SUCCEEDED, 2)

@@ -346,3 +346,15 @@ def test_start_that_crashed_while_it_was_cancelled_is_stopped(cold):
 
     assert instance_of(cold, instance).state is InstanceState.STOPPED
     assert cold.core.jobs.job(started.job.id).state is JobState.CANCELLED
+
+
+def test_crashed_start_whose_record_is_gone_leaves_nothing(cold):
+    started = cold.request_start(HISTOGRAM)
+    crash(cold, started.job, "boot")
+    cold.store.instances.remove(started.instance.id)
+    cold.clock.advance(10)
+
+    cold.core.background.runner.recover()
+
+    assert cold.core.jobs.job(started.job.id).state is JobState.FAILED
+    assert cold.leftovers() == ()
