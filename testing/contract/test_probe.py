@@ -222,6 +222,29 @@ def test_socket_probe_is_answered_on_a_younger_connection_when_the_older_ones_ha
     assert running.connections >= 4
 
 
+@pytest.mark.parametrize(("accepts", "connections"), [(True, 1), (False, 3)])
+def test_socket_probe_asks_once_while_the_guest_works_on_it(accepts, connections):
+    with service(stays_silent) as slow, pytest.raises(ServiceNotReady):
+        socket_probe(accepts=accepts).wait(
+            target(slow.port), timeout_s=SHORT_S, is_alive=lambda: True
+        )
+
+    assert slow.connections == connections
+
+
+def test_socket_probe_asks_again_when_the_guest_accepted_and_forgot():
+    def answers_the_second(connection, number):
+        if number > 1:
+            answers_http(connection, number)
+
+    with service(answers_the_second) as forgetful:
+        socket_probe(accepts=True).wait(
+            target(forgetful.port), timeout_s=HANG_S, is_alive=lambda: True
+        )
+
+    assert forgetful.connections == 2
+
+
 def test_socket_probe_keeps_few_connections_when_all_of_them_hang():
     open_now, most_open = set(), 0
 
