@@ -45,7 +45,8 @@ _MANY = 100_000
 _EXECUTING = (InstanceState.RUNNING, InstanceState.PAUSED)
 _STARTING = (InstanceState.REQUESTED, InstanceState.STARTING)
 _GRACE_S = 2.0
-"""No two writes of one healthy operation are further apart than this, however short rounds are."""
+"""A request, which unlike a Job holds no lease, makes all its writes within this time; rounds
+may be set to come faster."""
 _CONTENT_JOBS = frozenset(
     {
         JobKind.SERVICE_ADD,
