@@ -23,8 +23,8 @@ from pycloud.cli.output import Json
 
 BASE = "/api/v2"
 _CONNECT_TIMEOUT_S = 5.0
-_ANSWER_TIMEOUT_S = 60.0
-"""On top of the time that the server was asked to hold its reply."""
+PATIENCE_S = 60.0
+"""For an answer, on top of the time that the server was asked to hold its reply."""
 _PAGE_ITEMS = 500
 _ATTEMPTS = 3
 _RETRY_PAUSE_S = 0.5
@@ -75,9 +75,15 @@ class Api:
     """One server. Not to be shared by threads."""
 
     def __init__(
-        self, url: str, *, token: str | None = None, transport: BaseAdapter | None = None
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        transport: BaseAdapter | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.url = url
+        self._patience_s = patience_s
         self._session = requests.Session()
         self._session.trust_env = False
         self._session.headers["User-Agent"] = f"pycloud/{__version__}"
@@ -175,7 +181,7 @@ class Api:
             json=call.body,
             data=call.content,
             headers=headers,
-            timeout=(_CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S + call.hold_s),
+            timeout=(_CONNECT_TIMEOUT_S, self._patience_s + call.hold_s),
             allow_redirects=False,
             stream=call.streams,
         )

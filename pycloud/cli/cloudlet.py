@@ -81,7 +81,9 @@ def discover(session: Session, *, timeout_s: float, from_server: bool) -> None:
     printer = session.printer
     with printer.waiting("looking around"):
         found = list(
-            session.api.pages("/peers") if from_server else _looked_around(session, timeout_s)
+            session.api.get("/peers")["items"]
+            if from_server
+            else _looked_around(session, timeout_s)
         )
     printer.items(found, _PEERS, empty="no cloudlet answers on this network")
 

@@ -37,6 +37,9 @@ ADVICE = {
     "no_free_port": "stop an instance, or widen pycloud.port_range",
     "insufficient_storage": "make room on the cloudlet's disk; `pycloud cloudlet status` shows it",
     "quota_exceeded": "the limit is pycloud.max_image_gib (pycloud.max_app_mib for apps)",
+    "image_refused": "a raw disk needs --format raw; what refers to other files has to be"
+    " converted first: qemu-img convert -O qcow2 IMAGE NEW.qcow2",
+    "package_refused": "a .csvm is a gzip tar of a disk, maybe a memory state, and service.json",
     "service_not_ready": "see what the guest said: `pycloud instance list --all`, then"
     " `pycloud instance log ID`; is the port right?",
     "guest_failed": "see what the guest said: `pycloud instance list --all`, then"

@@ -22,6 +22,7 @@ FORMATS = click.Choice([form.value for form in Format])
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 CONFIG_FILE = click.Path(dir_okay=False, path_type=Path)
 _COMPLETED_ITEMS = 200
+_COMPLETION_PATIENCE_S = 1.0
 _MEMBERS = "pycloud.members"
 
 
@@ -141,6 +142,7 @@ class Ids(click.ParamType[str]):
         session.url = session.url or root.params.get("url")
         session.token = session.token or root.params.get("token")
         session.config = session.config or root.params.get("config")
+        session.patience_s = _COMPLETION_PATIENCE_S
         try:
             page = session.api.get(self._place, {"limit": _COMPLETED_ITEMS})
         except (Failure, CloudletError):

@@ -56,22 +56,22 @@ _DETAILS = (
     field("changed", "updated_at"),
 )
 _STORED = (
-    field("stored VM", "id"),
-    field("from", "source"),
+    Column("stored VM", lambda item: item["stored"]["id"]),
+    Column("made from", lambda item: item["stored"]["source"]),
     Column(
         "disk",
         lambda item: (
-            size_text(item["disk"]["size_bytes"])
-            + f", {size_text(item['disk']['virtual_size_bytes'])} for the guest"
+            size_text(item["stored"]["disk"]["size_bytes"])
+            + f", {size_text(item['stored']['disk']['virtual_size_bytes'])} for the guest"
         ),
     ),
     Column(
         "made on",
         lambda item: "{machine} {cpu_model} {accelerator}, QEMU {emulator_version}".format(
-            **item["machine"]
+            **item["stored"]["machine"]
         ),
     ),
-    Column("instant start", lambda item: _memory(item["memory"])),
+    Column("instant start", lambda item: _memory(item["stored"]["memory"])),
 )
 
 
@@ -103,10 +103,11 @@ def show_service(session: Session, service_id: str) -> None:
     if not printer.is_for_people:
         printer.document({**found, "service_vms": stored})
         return
-    printer.item(found, _DETAILS)
-    for one in stored:
-        if one["id"] == found["service_vm_id"]:
-            printer.item(one, _STORED)
+    current = [one for one in stored if one["id"] == found["service_vm_id"]]
+    if current:
+        printer.item({**found, "stored": current[0]}, _DETAILS + _STORED)
+    else:
+        printer.item(found, _DETAILS)
 
 
 _DESCRIPTION = (

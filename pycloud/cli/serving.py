@@ -3,7 +3,6 @@
 
 import warnings
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 import click
 
@@ -15,6 +14,7 @@ from pycloud.core.access import ADMIN_TOKEN
 from pycloud.errors import InvalidSettings
 from pycloud.settings import Settings
 
+_LOOK_PATIENCE_S = 2.0
 _EVERYWHERE = "0.0.0.0"  # noqa: S104  # compared with, not listened on
 
 
@@ -75,9 +75,7 @@ def _taken(place: str, settings: Settings) -> Failure:
 
 def _cloudlet_answers(host: str, port: str) -> bool:
     url = f"http://{'127.0.0.1' if host == _EVERYWHERE else host}:{port}"
-    if urlsplit(url).port == 0:
-        return False
     try:
-        return "api_extensions" in Api(url).get("")
+        return "api_extensions" in Api(url, patience_s=_LOOK_PATIENCE_S).get("")
     except Failure:
         return False

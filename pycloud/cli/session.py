@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from requests.adapters import BaseAdapter
 
-from pycloud.cli.api_client import Api
+from pycloud.cli.api_client import PATIENCE_S, Api
 from pycloud.cli.failures import ExitCode, Failure
 from pycloud.cli.output import Format, Printer
 from pycloud.core.access import ADMIN_TOKEN
@@ -32,6 +32,7 @@ class Session:
     token: str | None = None
     form: Format = Format.TABLE
     transport: BaseAdapter | None = None
+    patience_s: float = PATIENCE_S
     _loaded: LoadedSettings | None = field(default=None, init=False)
     _api: Api | None = field(default=None, init=False)
 
@@ -57,7 +58,12 @@ class Session:
         """The server. Raises Failure if the URL is none."""
         if self._api is None:
             url = _checked_url(self.url or self._own_url())
-            self._api = Api(url, token=self.token or self._own_token(url), transport=self.transport)
+            self._api = Api(
+                url,
+                token=self.token or self._own_token(url),
+                transport=self.transport,
+                patience_s=self.patience_s,
+            )
         return self._api
 
     def _own_url(self) -> str:

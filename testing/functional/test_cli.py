@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from click.testing import CliRunner, Result
 
 from pycloud.adapters.fakes import fake_qcow2
@@ -241,6 +242,33 @@ def test_guest_that_dies_at_its_start_says_what_to_look_at(
     assert failed.exit_code == ExitCode.FAILURE
     assert "the guest stopped before its service answered" in failed.stderr
     assert "pycloud instance log" in failed.stderr
+
+
+class InterruptedWhileFollowing(WsgiTransport):
+    """Lets Ctrl-C come at the first look at a Job."""
+
+    interrupted = False
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        if "/jobs/" in str(request.url) and not self.interrupted:
+            self.interrupted = True
+            raise KeyboardInterrupt
+        return super().send(request, **options)
+
+
+def test_interrupt_cancels_the_start_and_leaves_nothing(
+    run: Run, stand: Stand, image: Path
+) -> None:
+    done(add(run, image))
+    stand.probe.answer = Answer.HELD
+    transport = InterruptedWhileFollowing(stand.api())
+    session = Session(url="http://192.0.2.10:9999", token=stand.token, transport=transport)
+
+    result = CliRunner().invoke(cli, ["instance", "start", "speech"], obj=session)
+
+    assert (result.exit_code, result.stdout) == (ExitCode.INTERRUPTED, "")
+    assert "cancelled; what it did so far was undone" in result.stderr
+    assert stand.hypervisor.domains() == ()
 
 
 @pytest.mark.parametrize(
