@@ -173,6 +173,16 @@ def test_unpack_refuses_data_behind_the_end(data, packages):
         (gzip.compress(b"no tar" * 1000), "not_a_tar"),
         (gzip.compress(bytes(range(256)) * 20), "not_a_tar"),
     ],
+    ids=[
+        "empty",
+        "zeros",
+        "text",
+        "zip",
+        "gzip-of-nothing",
+        "gzip-of-a-word",
+        "text-tar",
+        "no-tar",
+    ],
 )
 def test_unpack_refuses_what_is_no_package(data, packages, content, reason):
     assert refusal_of(data, packages, content) == reason
