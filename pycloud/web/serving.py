@@ -27,7 +27,7 @@ from waitress.task import ThreadedTaskDispatcher
 
 from pycloud.errors import InvalidSettings
 from pycloud.settings import Settings, from_mapping
-from pycloud.web import waiting
+from pycloud.web import full_disk, waiting
 from pycloud.web.process import prepare_process, stop_at_signals
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class BoundedChannel(HTTPChannel):
     """
 
     server: "BoundedServer"
+    parser_class = full_disk.Parser
 
     def __init__(
         self,

@@ -86,13 +86,17 @@ class Server:
     @property
     def token(self) -> str:
         """The administrator's token, which the server wrote at its first start."""
-        return admin_token_path(self.settings).read_text().strip()
+        return self.seen(admin_token_path(self.settings)).read_text().strip()
 
     @property
     def pid(self) -> int:
         """The process that serves."""
         assert self._process is not None
         return self._process.pid
+
+    def seen(self, path: Path) -> Path:
+        """Return how to reach a file that the server sees under this path."""
+        return Path(f"/proc/{self.pid}/root{path}") if self._wrapper else path
 
     # -- life ------------------------------------------------------------------------
 
