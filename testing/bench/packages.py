@@ -25,10 +25,13 @@ from pycloud.core.model.catalog import ServiceDraft
 from pycloud.core.model.identifiers import ServiceId
 from pycloud.core.ports import UnpackedPackage
 from pycloud.settings import Settings
+from testing.bench.table import Effort, Table, ratio
 
 MIB = 1 << 20
 AREA = "bench"
 NAME = "speech"
+TASKS = ("export", "import")
+SIZE_MIB = {Effort.FULL: 4096, Effort.QUICK: 256}
 CONTENT_ROOTS = (Path("/usr/lib"), Path("/usr/share"), Path("/usr/bin"))
 
 
@@ -51,36 +54,53 @@ def main() -> None:
         run_task(arguments.task, arguments.directory)
         return
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="bench-packages-") as name:
-        measure(Path(name), arguments.mib)
+        print(measure(Path(name), arguments.mib).text())
 
 
-def measure(root: Path, size_mib: int) -> None:
-    """Make the content, run every task, print the ratios."""
+def tables(directory: Path, effort: Effort) -> list[Table]:
+    """Measure with an image of the size that the effort allows."""
+    return [measure(directory, SIZE_MIB[effort])]
+
+
+def measure(root: Path, size_mib: int) -> Table:
+    """Make the content, run every task, return the ratios."""
     data = DataDirectory(root)
     disk = data.staged_path(AREA, "disk")
     make_disk(disk, size_mib)
     make_disk(data.staged_path(AREA, "state"), size_mib // 16)
-    total_mib = size_mib + size_mib // 16
     os.sync()
     found = {
         task: measured(task, root) for task in ("tar-export", "export", "tar-import", "import")
     }
-    base_bytes, our_bytes = (
-        data.staged_path(AREA, name).stat().st_size for name in ("tar.csvm", "ours.csvm")
-    )
     subprocess.run(["cmp", str(disk), str(data.staged_path(AREA, "unpacked-disk"))], check=True)
+    state_mib = size_mib // 16
+    total_mib = size_mib + state_mib
+    rows = [_row(task, total_mib, found[f"tar-{task}"], found[task]) for task in TASKS]
+    base_mib, our_mib = (
+        data.staged_path(AREA, name).stat().st_size / MIB for name in ("tar.csvm", "ours.csvm")
+    )
+    sizes = (f"{base_mib:.0f} MiB", f"{our_mib:.0f} MiB")
+    rows.append(("size of the package", *sizes, ratio(our_mib / base_mib), ""))
+    return Table(
+        title="Export and import of packages against tar and gzip",
+        columns=("", "tar and gzip", "pycloud", "ratio", "peak memory"),
+        rows=tuple(rows),
+        notes=(
+            f"A disk image of {size_mib} MiB and a memory state of {state_mib} MiB.",
+            "The ratio is of the rates, ours to theirs; of the sizes in the last row.",
+        ),
+    )
 
-    print(f"disk image of {size_mib} MiB, memory state of {size_mib // 16} MiB")
-    print(f"{'':8}{'tar+gzip':>12}{'pycloud':>12}{'ratio':>8}{'peak memory':>14}")
-    for task in ("export", "import"):
-        base, ours = found[f"tar-{task}"], found[task]
-        print(
-            f"{task:8}{total_mib / base.seconds:7.0f} MB/s{total_mib / ours.seconds:7.0f} MB/s"
-            f"{base.seconds / ours.seconds:8.2f}{ours.peak_mib:10.0f} MiB"
-        )
-    print(
-        f"{'size':8}{base_bytes / MIB:8.0f} MiB{our_bytes / MIB:8.0f} MiB"
-        f"{our_bytes / base_bytes:8.2f}"
+
+def _row(
+    task: str, total_mib: int, base: Measurement, ours: Measurement
+) -> tuple[str, str, str, str, str]:
+    return (
+        task,
+        f"{total_mib / base.seconds:.0f} MB/s",
+        f"{total_mib / ours.seconds:.0f} MB/s",
+        ratio(base.seconds / ours.seconds),
+        f"{ours.peak_mib:.0f} MiB",
     )
 
 

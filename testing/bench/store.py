@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +27,49 @@ from pycloud.adapters.store.sqlite import SqliteStore
 from pycloud.adapters.store.sqlite_schema import create_tables
 from pycloud.core.model.identifiers import InstanceId
 from pycloud.core.model.runtime import Event, Instance, InstanceState, Phase, PortMapping
+from testing.bench.table import Effort, Table, ratio, ratio_of
 from testing.factories import an_event, an_instance
 
-ROUNDS = 15
+ROUNDS = {Effort.FULL: 15, Effort.QUICK: 3}
 READS_PER_ROUND = 1000
 PAGES_PER_ROUND = 40
 WRITES_PER_ROUND = 100
 RECORDS = 200
 PAGE = 50
+Work = Callable[[], object]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Row:
-    """One kind of work: how often it was done in a second by each side."""
+    """One kind of work: how often it was done in a second by each side, round by round."""
 
     name: str
-    raw_per_s: float
-    ours_per_s: float
-
-    @property
-    def ratio(self) -> float:
-        """Our share of the raw rate; 1 means as fast."""
-        return self.ours_per_s / self.raw_per_s
+    raw_per_s: list[float] = field(default_factory=list)
+    ours_per_s: list[float] = field(default_factory=list)
 
 
-def run(directory: Path) -> list[Row]:
+def tables(directory: Path, effort: Effort) -> list[Table]:
+    """Measure every kind of work in files in `directory`."""
+    rows = run(directory, ROUNDS[effort])
+    return [
+        Table(
+            title="SQLite store against raw sqlite3",
+            columns=("", "raw sqlite3", "pycloud", "ratio"),
+            rows=tuple(
+                (
+                    row.name,
+                    f"{statistics.median(row.raw_per_s):,.0f}/s",
+                    f"{statistics.median(row.ours_per_s):,.0f}/s",
+                    ratio(ratio_of(row.ours_per_s, row.raw_per_s)),
+                )
+                for row in rows
+            ),
+            notes=("The same tables, indices and settings; the ratio is ours to raw.",),
+        )
+    ]
+
+
+def run(directory: Path, rounds: int) -> list[Row]:
     """Measure every kind of work in files in `directory`."""
     with (
         closing(SqliteStore(directory / "ours.sqlite3")) as store,
@@ -62,31 +80,27 @@ def run(directory: Path) -> list[Row]:
             instance = _a_running_instance()
             ours.add(instance)
             raw.add(instance)
-        return [
-            _compare("read one record", raw.read, ours.read, count=READS_PER_ROUND),
-            _compare("read a revision", raw.revision, ours.revision, count=READS_PER_ROUND),
-            _compare(f"read a page of {PAGE}", raw.page, ours.page, count=PAGES_PER_ROUND),
-            _compare("commit a new record", raw.add_next, ours.add_next, count=WRITES_PER_ROUND),
-            _compare("commit a change", raw.change, ours.change, count=WRITES_PER_ROUND),
-            _compare("commit an event", raw.event, ours.event, count=WRITES_PER_ROUND),
-        ]
+        works: tuple[tuple[str, Work, Work, int], ...] = (
+            ("read one record", raw.read, ours.read, READS_PER_ROUND),
+            ("read a revision", raw.revision, ours.revision, READS_PER_ROUND),
+            (f"read a page of {PAGE}", raw.page, ours.page, PAGES_PER_ROUND),
+            ("commit a new record", raw.add_next, ours.add_next, WRITES_PER_ROUND),
+            ("commit a change", raw.change, ours.change, WRITES_PER_ROUND),
+            ("commit an event", raw.event, ours.event, WRITES_PER_ROUND),
+        )
+        rows = [Row(name=name) for name, *_ in works]
+        for row, (_, raw_work, our_work, count) in zip(rows, works, strict=True):
+            for _ in range(rounds):
+                row.raw_per_s.append(_rate(raw_work, count))
+                row.ours_per_s.append(_rate(our_work, count))
+    return rows
 
 
-def _compare(
-    name: str, raw: Callable[[], object], ours: Callable[[], object], *, count: int
-) -> Row:
-    rates: dict[str, list[float]] = {"raw": [], "ours": []}
-    for _ in range(ROUNDS):
-        for side, work in (("raw", raw), ("ours", ours)):
-            begin = time.perf_counter()
-            for _ in range(count):
-                work()
-            rates[side].append(count / (time.perf_counter() - begin))
-    return Row(
-        name=name,
-        raw_per_s=statistics.median(rates["raw"]),
-        ours_per_s=statistics.median(rates["ours"]),
-    )
+def _rate(work: Work, count: int) -> float:
+    begin_s = time.perf_counter()
+    for _ in range(count):
+        work()
+    return count / (time.perf_counter() - begin_s)
 
 
 def _a_running_instance() -> Instance:
@@ -216,10 +230,8 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=None, help="where to work")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="bench-store-") as name:
-        rows = run(Path(name))
-    print(f"{'':22}{'raw sqlite3':>14}{'pycloud':>14}{'ratio':>8}")
-    for row in rows:
-        print(f"{row.name:22}{row.raw_per_s:12,.0f}/s{row.ours_per_s:12,.0f}/s{row.ratio:8.2f}")
+        for table in tables(Path(name), Effort.FULL):
+            print(table.text())
 
 
 if __name__ == "__main__":
