@@ -8,6 +8,8 @@ Every call is a GET, also those that start and stop. Nothing new belongs here.
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -295,9 +297,16 @@ def _kept(content: Json) -> KeptBody:
 
 def _query(request: Request) -> Mapping[str, str]:
     """Return the query; unknown parameters are ignored, as they always were."""
-    text = request.environ.get("QUERY_STRING", "")
+    return _parsed(request.environ.get("QUERY_STRING", ""))
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Mapping[str, str]:
+    # Phones send the same few queries again and again.
     try:
-        return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=64))
+        return MappingProxyType(
+            dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=64))
+        )
     except (UnicodeDecodeError, ValueError) as exc:
         raise InvalidInput("the query is not URL-encoded UTF-8") from exc
 
