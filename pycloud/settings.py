@@ -150,7 +150,6 @@ class Settings:
     log_level: str = _setting("INFO", _choice("DEBUG", "INFO", "WARNING", "ERROR"), "least severe level that is logged")
     # instances
     network_bridge: str = _setting("", _BRIDGE, "bridge that guests join; empty: user-mode networking")
-    guest_outbound: bool = _setting(False, _FLAG, "whether guests in user-mode networking may open connections")
     port_range: tuple[int, int] = _setting((20000, 20999), _PORT_RANGE, "host ports given to Instances")
     max_instances: int = _setting(32, _integer(1, 10_000), "Instances that may exist at the same time")
     reserved_memory_mib: int = _setting(1024, _integer(0, 10_000_000), "memory left to the host itself")

@@ -422,9 +422,7 @@ def _guests(settings: Settings, ports: Ports) -> Guests:
         placement=placement,
         clock=ports.clock,
         options=GuestOptions(
-            network=NetworkOptions(
-                bridge=settings.network_bridge, outbound=settings.guest_outbound
-            ),
+            network=NetworkOptions(bridge=settings.network_bridge),
             publish_bind=settings.publish_bind,
             start_timeout_s=settings.start_timeout_s,
             stop_timeout_s=settings.stop_timeout_s,

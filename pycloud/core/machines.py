@@ -22,7 +22,6 @@ class NetworkOptions:
     """How guests are attached; an empty `bridge` means user-mode networking."""
 
     bridge: str
-    outbound: bool
 
     @property
     def is_bridged(self) -> bool:
@@ -54,7 +53,7 @@ def domain_spec(
     if network.is_bridged:
         attached = BridgedNetwork(bridge=network.bridge, mac_address=mac_address_of(owner))
     else:
-        attached = UserNetwork(forwards=ports, outbound=network.outbound)
+        attached = UserNetwork(forwards=ports)
     return DomainSpec(
         owner=owner,
         domain_id=domain_id_of(owner),

@@ -31,7 +31,7 @@ from pycloud.adapters.libvirt.domain_plan import (
 from pycloud.adapters.libvirt.domains import domain_name
 from pycloud.core.model.catalog import MemoryKind, MemoryState
 from pycloud.core.model.fleet import HypervisorFacts
-from pycloud.core.ports import BridgedNetwork, DomainSpec, UserNetwork
+from pycloud.core.ports import BridgedNetwork, DomainSpec
 from pycloud.errors import HypervisorError, StateUnusable
 
 _ANY_DISK = Path("/var/lib/pycloud/disk.qcow2")
@@ -70,12 +70,6 @@ class Planner:
             raise HypervisorError(
                 f"the guest is made for {spec.machine.architecture.value},"
                 f" this host is {facts.architecture}"
-            )
-        if isinstance(spec.network, UserNetwork) and spec.network.outbound:
-            raise HypervisorError(
-                "guests in user-mode networking cannot be let out without letting them reach"
-                " this host's own services; set pycloud.network_bridge, or"
-                " pycloud.guest_outbound = false"
             )
         if spec.memory is not None:
             _check_memory(spec, spec.memory, facts)

@@ -26,11 +26,11 @@ from pycloud.core.model.runtime import (
 class UserNetwork:
     """QEMU's user-mode network: only the forwarded TCP ports reach the guest.
 
-    The guest reaches nothing unless `outbound`, and never the host's loopback.
+    The guest reaches nothing: QEMU cannot let it out without also letting it reach
+    every service on the host's loopback. A guest that has to go out joins a bridge.
     """
 
     forwards: tuple[PortMapping, ...]
-    outbound: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,13 +89,6 @@ def test_check_refuses_a_state_on_another_disk():
         _planner().check(spec)
 
 
-def test_check_refuses_to_let_a_guest_out_when_it_would_reach_the_host():
-    spec = _spec(network=UserNetwork(forwards=(), outbound=True))
-
-    with pytest.raises(HypervisorError, match="network_bridge"):
-        _planner().check(spec)
-
-
 def test_check_refuses_a_guest_of_another_architecture():
     machine = replace(a_machine(), architecture=Architecture.AARCH64)
 
