@@ -31,13 +31,14 @@ _METHODS = {
     "warm": "from a waiting copy",
 }
 _SHOWN_BYTES = 5
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return the exit status."""
     chosen = _parse(arguments)
     # As on Ctrl-C: an exception, after which everything is cleaned up.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, signal.default_int_handler)
     story = Story(recording=chosen.record)
     cloudlet = DemoCloudlet(chosen.folder, story)
@@ -101,7 +102,8 @@ class Demo:
                 undo.pop_all()
                 self._say_kept(server)
             else:
-                self._say_end()
+                self._story.line()
+                self._story.line("The demo is over; its servers and guests are being stopped.")
         self._what_next(server)
 
     # -- before the phone comes ----------------------------------------------------------
@@ -140,13 +142,16 @@ class Demo:
             told = f"ready after {watch}"
         else:
             told = "was left up by an earlier run"
-        undo.callback(self._end, server)
+        if not server.kept:
+            undo.callback(self._end, server)
         self._story.result(f"{server.name}: API {server.api_url}, Manager {server.manager_url}")
         self._story.result(f"{told}; its files: {self._cloudlet.folder}")
         return server
 
     def _end(self, server: Server) -> None:
-        """Leave nothing behind, however the demo ends."""
+        """Leave nothing behind, however the demo ends; every wait in here has a deadline."""
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         with self._story.working("Cleaning up"):
             try:
                 if server.process is not None:
@@ -242,13 +247,14 @@ class Demo:
             return
         self._has_shown = True
         top = ", ".join(
-            f"{_byte_text(one['byte'])} x {one['count']}"
+            f"{_byte_text(one['byte'])} ({one['count']})"
             for one in told["top_bytes"][:_SHOWN_BYTES]
         )
         self._story.result(
             f"{self._chosen.file.name}: {told['size_bytes']} bytes, {told['lines']} lines,"
-            f" {told['words']} words, {told['entropy_bits_per_byte']:.2f} bits per byte, {top}"
+            f" {told['words']} words, {told['entropy_bits_per_byte']:.2f} bits of information per byte"
         )
+        self._story.result(f"most frequent bytes: {top}")
         self._story.result(f"SHA-256 {told['sha256'][:32]}..., the same as computed here")
 
     def _wait_for_copy(self) -> bool:
@@ -286,10 +292,6 @@ class Demo:
         draft.write_text(json.dumps(earlier), encoding="utf-8")
         draft.replace(kept)
         self._story.table("From the phone's request to the service's first answer", rows)
-
-    def _say_end(self) -> None:
-        self._story.line()
-        self._story.line("The demo is over; its servers and guests are being stopped.")
 
     def _say_kept(self, server: Server) -> None:
         self._story.line()

@@ -134,14 +134,13 @@ class DemoCloudlet:
 
     def stop(self, server: Server) -> None:
         """End the server by its process id; its instances must be gone."""
-        process = server.process
-        if process is not None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_TIMEOUT_S)
-            except psutil.TimeoutExpired:
-                process.kill()
-                process.wait(_STOP_TIMEOUT_S)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            process = server.process
+            if process is None:
+                break
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+            _await_end(server)
         self._record.unlink(missing_ok=True)
 
     def _await_ready(self, server: Server, process: subprocess.Popen[bytes]) -> None:
@@ -186,6 +185,13 @@ class DemoCloudlet:
 
     def _write_record(self, server: Server) -> None:
         _write(self._record, json.dumps(asdict(server)))
+
+
+def _await_end(server: Server) -> None:
+    """Wait until the process is gone, or dead and not yet buried by whoever has to."""
+    deadline_s = time.monotonic() + _STOP_TIMEOUT_S
+    while server.process is not None and time.monotonic() < deadline_s:
+        time.sleep(_POLL_S)
 
 
 def _free_port(wanted: int) -> int:

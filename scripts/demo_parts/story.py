@@ -10,7 +10,29 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-_RECORDED_COLUMNS = 96
+_RECORDED_COLUMNS = 112
+# The fields are those of rich's own template, which would load a font from the internet.
+_PICTURE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" class="{unique_id}">
+<style>
+.{unique_id}-matrix {{ font: 20px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }}
+.{unique_id}-title {{ font: bold 18px sans-serif; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}"/>
+</clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
 _LOG_COLUMNS = 200
 _MARGIN = "    "
 
@@ -109,10 +131,11 @@ class Story:
         if self._recording is not None:
             self._recording.parent.mkdir(parents=True, exist_ok=True)
             draft = self._recording.with_name(f".{self._recording.name}")
-            self._console.save_svg(str(draft), title="scripts/demo.sh")
+            self._console.save_svg(str(draft), title="scripts/demo.sh", code_format=_PICTURE)
             draft.replace(self._recording)
 
     def _print(self, text: Text) -> None:
+        text = _from_home(text)
         self._console.print(text, soft_wrap=self._recording is None)
 
 
@@ -129,6 +152,15 @@ class Stopwatch:
 
     def __str__(self) -> str:
         return f"{self.seconds:.1f} s"
+
+
+def _from_home(text: Text) -> Text:
+    """Write paths below the home directory as a shell understands them, and shorter."""
+    home = f"{Path.home()}/"
+    if home not in text.plain:
+        return text
+    parts = text.split(home, allow_blank=True)
+    return Text("~/").join(parts)
 
 
 def _log_width() -> int | None:
