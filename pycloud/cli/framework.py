@@ -36,6 +36,12 @@ class Required(Enum):
     NO = "no"
 
 
+class Null(Enum):
+    """What an option says that goes into the request's body as null."""
+
+    NULL = "null"
+
+
 class Command(click.Command):
     """A command that takes --output."""
 
@@ -112,7 +118,13 @@ def note_member(ctx: click.Context, param: click.Parameter, value: object) -> No
     """Note a member of the request's body; the callback of options that are nothing else."""
     if value is not None and value != ():
         members = ctx.meta.setdefault(_MEMBERS, {})
-        members[param.name] = list(value) if isinstance(value, tuple) else value
+        members[param.name] = _member(value)
+
+
+def _member(value: object) -> object:
+    if value is Null.NULL:
+        return None
+    return list(value) if isinstance(value, tuple) else value
 
 
 def members_of(ctx: click.Context) -> Json:

@@ -118,9 +118,23 @@ _DESCRIPTION = (
         "--sharing-limit", kind=click.IntRange(1), told="How many users share one instance."
     ),
     member_option("--vcpus", kind=click.IntRange(1), told="Virtual processors."),
-    member_option("--memory", "ideal_memory_mib", kind=click.IntRange(16), metavar="MIB"),
-    member_option("--min-memory", "min_memory_mib", kind=click.IntRange(16), metavar="MIB"),
-    member_option("--os", "os_type", kind=click.Choice(["linux", "windows"])),
+    member_option(
+        "--memory",
+        "ideal_memory_mib",
+        kind=click.IntRange(16),
+        metavar="MIB",
+        told="Memory of an instance.",
+    ),
+    member_option(
+        "--min-memory",
+        "min_memory_mib",
+        kind=click.IntRange(16),
+        metavar="MIB",
+        told="What the guest cannot do without.",
+    ),
+    member_option(
+        "--os", "os_type", kind=click.Choice(["linux", "windows"]), told="The guest's family."
+    ),
     member_option(
         "--ready",
         "readiness",
@@ -130,8 +144,20 @@ _DESCRIPTION = (
     member_option(
         "--warm-count", kind=click.IntRange(0), told="Copies kept waiting for the next start."
     ),
-    member_option("--idle-timeout", "idle_timeout_s", kind=click.IntRange(0), metavar="SECONDS"),
-    member_option("--max-lifetime", "max_lifetime_s", kind=click.IntRange(0), metavar="SECONDS"),
+    member_option(
+        "--idle-timeout",
+        "idle_timeout_s",
+        kind=click.IntRange(0),
+        metavar="SECONDS",
+        told="An unused instance is stopped after this; 0: never.",
+    ),
+    member_option(
+        "--max-lifetime",
+        "max_lifetime_s",
+        kind=click.IntRange(0),
+        metavar="SECONDS",
+        told="Any instance is stopped after this; 0: never.",
+    ),
 )
 
 
