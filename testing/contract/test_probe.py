@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from pycloud.adapters import probe
 from pycloud.adapters.clock import SystemClock
 from pycloud.adapters.fakes import Answer, FakeClock, FakeProbe
 from pycloud.adapters.probe import SocketProbe, is_own_echo
@@ -232,7 +233,9 @@ def test_socket_probe_asks_once_while_the_guest_works_on_it(accepts, connections
     assert slow.connections == connections
 
 
-def test_socket_probe_asks_again_when_the_guest_accepted_and_forgot():
+def test_socket_probe_asks_again_when_the_guest_accepted_and_forgot(monkeypatch):
+    monkeypatch.setattr(probe, "_WORKED_ON_S", SHORT_S)
+
     def answers_the_second(connection, number):
         if number > 1:
             answers_http(connection, number)
