@@ -3,6 +3,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +16,7 @@ from pycloud.cli.framework import (
     Commands,
     F,
     Ids,
+    Null,
     Required,
     member_option,
     members_of,
@@ -110,6 +112,22 @@ def show_service(session: Session, service_id: str) -> None:
         printer.item(found, _DETAILS)
 
 
+class _OrSettings(click.ParamType[int | Null]):
+    """A number from 0, or the word that leaves it to the settings of the server."""
+
+    name = "number"
+    word = "auto"
+
+    def convert(
+        self,
+        value: Any,  # Any: what click read, or was given as a default
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> int | Null:
+        """Return the number, or NULL for the word."""
+        return Null.NULL if value == self.word else click.IntRange(0).convert(value, param, ctx)
+
+
 _DESCRIPTION = (
     member_option("--version", told="Free text."),
     member_option("--description", told="One sentence for people."),
@@ -142,21 +160,24 @@ _DESCRIPTION = (
         told="What counts as an answer: any byte, an HTTP status line, an accepted connection.",
     ),
     member_option(
-        "--warm-count", kind=click.IntRange(0), told="Copies kept waiting for the next start."
+        "--warm-count",
+        kind=_OrSettings(),
+        metavar="COPIES|auto",
+        told="Copies kept waiting for the next start; auto: as the settings say.",
     ),
     member_option(
         "--idle-timeout",
         "idle_timeout_s",
-        kind=click.IntRange(0),
-        metavar="SECONDS",
-        told="An unused instance is stopped after this; 0: never.",
+        kind=_OrSettings(),
+        metavar="SECONDS|auto",
+        told="An unused instance is stopped after this; 0: never, auto: as the settings say.",
     ),
     member_option(
         "--max-lifetime",
         "max_lifetime_s",
-        kind=click.IntRange(0),
-        metavar="SECONDS",
-        told="Any instance is stopped after this; 0: never.",
+        kind=_OrSettings(),
+        metavar="SECONDS|auto",
+        told="Any instance is stopped after this; 0: never, auto: as the settings say.",
     ),
 )
 

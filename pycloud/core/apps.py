@@ -11,6 +11,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from pycloud.core.model.catalog import App
+from pycloud.core.model.changes import UNCHANGED, Unchanged, given_in
 from pycloud.core.model.identifiers import AppId, BlobId, Principal, ServiceId, UploadId
 from pycloud.core.model.runtime import Event
 from pycloud.core.ports import Blobs, Clock, Slice, Store
@@ -42,16 +43,16 @@ class AppDraft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppChanges:
-    """What an operator may change of an App; None leaves a field as it is."""
+    """What an operator may change of an App; with `service_id` None it uses no Service."""
 
-    name: str | None = None
-    service_id: ServiceId | None = None
-    description: str | None = None
-    package_name: str | None = None
-    app_version: str | None = None
-    os_name: str | None = None
-    min_os_version: str | None = None
-    tags: tuple[str, ...] | None = None
+    name: str | Unchanged = UNCHANGED
+    service_id: ServiceId | Unchanged | None = UNCHANGED
+    description: str | Unchanged = UNCHANGED
+    package_name: str | Unchanged = UNCHANGED
+    app_version: str | Unchanged = UNCHANGED
+    os_name: str | Unchanged = UNCHANGED
+    min_os_version: str | Unchanged = UNCHANGED
+    tags: tuple[str, ...] | Unchanged = UNCHANGED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,12 +146,7 @@ class Apps:
         app = self.app(app_id)
         if generation is not None and generation != app.generation:
             raise StaleRecord("app", app_id)
-        given = {
-            item.name: getattr(changes, item.name)
-            for item in fields(changes)
-            if getattr(changes, item.name) is not None
-        }
-        changed = replace(app, **given, updated_at=self._clock.now())
+        changed = replace(app, **given_in(changes), updated_at=self._clock.now())
         draft = AppDraft(**{item.name: getattr(changed, item.name) for item in fields(AppDraft)})
         _check(draft)
         stored = self._store.apps.replace(replace(changed, file_name=_file_name(draft)))

@@ -18,6 +18,7 @@ from pycloud.core.model.catalog import (
     ServiceVM,
     StoredDisk,
 )
+from pycloud.core.model.changes import UNCHANGED, Unchanged, given_in
 from pycloud.core.model.identifiers import BlobId, Principal, ServiceId, ServiceVMId, checked_id
 from pycloud.core.model.runtime import Event
 from pycloud.core.ports import Clock, Slice, Store
@@ -29,21 +30,21 @@ _MAX_TAGS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceChanges:
-    """What an operator may change of a Service; None leaves a field as it is."""
+    """What an operator may change of a Service; None means what it means in a Service."""
 
-    version: str | None = None
-    description: str | None = None
-    tags: tuple[str, ...] | None = None
-    port: int | None = None
-    sharing_limit: int | None = None
-    vcpus: int | None = None
-    min_memory_mib: int | None = None
-    ideal_memory_mib: int | None = None
-    os_type: OsType | None = None
-    readiness: Readiness | None = None
-    warm_count: int | None = None
-    idle_timeout_s: int | None = None
-    max_lifetime_s: int | None = None
+    version: str | Unchanged = UNCHANGED
+    description: str | Unchanged = UNCHANGED
+    tags: tuple[str, ...] | Unchanged = UNCHANGED
+    port: int | Unchanged = UNCHANGED
+    sharing_limit: int | Unchanged = UNCHANGED
+    vcpus: int | Unchanged = UNCHANGED
+    min_memory_mib: int | Unchanged = UNCHANGED
+    ideal_memory_mib: int | Unchanged = UNCHANGED
+    os_type: OsType | Unchanged = UNCHANGED
+    readiness: Readiness | Unchanged = UNCHANGED
+    warm_count: int | Unchanged | None = UNCHANGED
+    idle_timeout_s: int | Unchanged | None = UNCHANGED
+    max_lifetime_s: int | Unchanged | None = UNCHANGED
 
 
 class Catalog:
@@ -106,11 +107,7 @@ class Catalog:
         A change of the guest's machine drops the saved memory state, which fits only the
         one it was made on. Raises NotFound, StaleRecord, InvalidInput.
         """
-        given = {
-            item.name: getattr(changes, item.name)
-            for item in fields(changes)
-            if getattr(changes, item.name) is not None
-        }
+        given = given_in(changes)
         while True:
             service = self.service(service_id)
             if generation is not None and generation != service.generation:

@@ -128,6 +128,20 @@ def test_service_is_changed(run: Run, image: Path) -> None:
     assert (listed["description"], listed["tags"]) == ("hears", [])
 
 
+def test_service_is_left_to_the_settings_again(run: Run, image: Path) -> None:
+    done(add(run, image, "speech", "--no-prepare", "--warm-count", "3", "--idle-timeout", "60"))
+
+    done(run("service", "update", "speech", "--warm-count", "auto", "--idle-timeout", "auto"))
+
+    (listed,) = read(run("service", "list", "-o", "json"))
+    assert (listed["warm_count"], listed["idle_timeout_s"]) == (None, None)
+
+
+@pytest.mark.parametrize("count", ["-1", "some", ""])
+def test_count_that_is_neither_number_nor_auto_is_a_usage_error(run: Run, count: str) -> None:
+    assert run("service", "update", "speech", "--warm-count", count).exit_code == ExitCode.USAGE
+
+
 def test_update_without_a_change_is_a_usage_error(run: Run) -> None:
     assert run("service", "update", "speech").exit_code == ExitCode.USAGE
 

@@ -15,7 +15,7 @@ from pycloud.adapters.fakes.network import Answer
 from pycloud.core.model.identifiers import InstanceId, JobId, PackageId, ServiceId, UploadId
 from pycloud.core.model.runtime import InstanceState
 from pycloud.web.waiting import ENVIRON_KEY, WaitRoom
-from testing.factories import a_package, an_event, an_instance
+from testing.factories import a_package, an_app, an_event, an_instance
 from testing.stand import OTHER_PHONE, PHONE, Stand, problem_of
 
 WAIT = {"Prefer": "respond-async, wait=30"}
@@ -82,6 +82,34 @@ def test_service_is_changed_only_as_it_was_read(stand: Stand, phone: TestApp) ->
     assert changed.headers["ETag"] != tag
     assert problem_of(late) == "stale_record"
     assert problem_of(blind) == "precondition_required"
+
+
+@pytest.mark.parametrize("member", ["warm_count", "idle_timeout_s", "max_lifetime_s"])
+def test_null_leaves_a_member_of_a_service_to_the_settings_again(
+    stand: Stand, phone: TestApp, member: str
+) -> None:
+    stand.add_service("echo")
+    headers = stand.admin | {"If-Match": "*"}
+    phone.patch_json("/api/v2/services/echo", {member: 7}, headers=headers)
+    changed = phone.patch_json("/api/v2/services/echo", {member: None}, headers=headers)
+    assert changed.json[member] is None
+
+
+def test_null_is_no_value_for_what_a_service_has_to_have(stand: Stand, phone: TestApp) -> None:
+    stand.add_service("echo")
+    headers = stand.admin | {"If-Match": "*"}
+    response = phone.patch_json(
+        "/api/v2/services/echo", {"port": None}, headers=headers, status=422
+    )
+    assert problem_of(response) == "invalid_input"
+
+
+def test_null_parts_an_app_from_its_service(stand: Stand, phone: TestApp) -> None:
+    app = stand.store.apps.add(an_app(service_id=ServiceId("echo")))
+    changed = phone.patch_json(
+        f"/api/v2/apps/{app.id}", {"service_id": None}, headers=stand.admin | {"If-Match": "*"}
+    )
+    assert changed.json["service_id"] is None
 
 
 def test_strange_tag_never_matches(stand: Stand, phone: TestApp) -> None:

@@ -20,7 +20,7 @@ from pycloud.errors import (
     StaleRecord,
 )
 from testing.composed import BASE_SETTINGS, a_core
-from testing.factories import an_app
+from testing.factories import HISTOGRAM, an_app
 
 
 @pytest.fixture
@@ -146,6 +146,16 @@ def test_update_changes_what_is_given_and_the_file_name(composed):
     )
 
     assert (changed.name, changed.file_name, changed.md5sum) == ("New", "New.apk", app.md5sum)
+
+
+def test_app_no_longer_uses_a_service_when_that_is_changed_to_none(composed):
+    app = composed.store.apps.add(an_app(service_id=HISTOGRAM))
+
+    changed = composed.core.apps.update(
+        app.id, AppChanges(service_id=None), generation=app.generation, by=ADMIN
+    )
+
+    assert (changed.service_id, changed.name) == (None, app.name)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,23 @@ def test_change_of_words_keeps_the_memory_state(instant):
     assert instant.core.catalog.startable(HISTOGRAM)[1].memory is not None
 
 
+@pytest.mark.parametrize("field", ["warm_count", "idle_timeout_s", "max_lifetime_s"])
+def test_field_is_left_to_the_settings_again_when_it_is_changed_to_none(cold, field):
+    update(cold, **{field: 7})
+
+    service = update(cold, **{field: None})
+
+    assert getattr(service, field) is None
+
+
+def test_field_that_is_not_named_stays_as_it_was(cold):
+    update(cold, warm_count=7, idle_timeout_s=60)
+
+    service = update(cold, warm_count=None)
+
+    assert (service.warm_count, service.idle_timeout_s) == (None, 60)
+
+
 def test_late_change_is_refused(cold):
     generation = cold.core.catalog.service(HISTOGRAM).generation
     update(cold, generation, description="first")
