@@ -11,7 +11,7 @@ Usage: scripts/demo.sh [--keep | --stop] [--fresh] [--file FILE]
 
   --keep       leave the servers up at the end; their URLs are printed
   --stop       stop the servers that an earlier run left up, and nothing else
-  --fresh      forget what earlier runs made, so that the first start is from cold again
+  --fresh      add the service anew, so that the first start is from cold again
   --file FILE  let the service analyse this file (default: the LICENSE of pycloud)
   --record SVG also save what is shown as a picture; docs/demo.svg was made with --fresh and this
 
