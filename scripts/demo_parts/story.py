@@ -13,7 +13,7 @@ from rich.text import Text
 _RECORDED_COLUMNS = 112
 # The fields are those of rich's own template, which would load a font from the internet.
 _PICTURE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" class="{unique_id}">
-<!-- SPDX-License-Identifier: Apache-2.0. A real run; made by scripts/demo.sh --record. -->
+<!-- SPDX-License-Identifier: Apache-2.0. A real run, recorded by scripts/demo.sh itself. -->
 <style>
 .{unique_id}-matrix {{ font: 20px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }}
 .{unique_id}-title {{ font: bold 18px sans-serif; }}
