@@ -181,6 +181,12 @@ _DESCRIPTION = (
     ),
 )
 
+_LEFT_TO_SETTINGS = {
+    "warm-count": "warm_count",
+    "idle-timeout": "idle_timeout_s",
+    "max-lifetime": "max_lifetime_s",
+}
+
 
 def _described(command: F) -> F:
     """Add the options that describe a service."""
@@ -275,12 +281,21 @@ def export_service(session: Session, service_id: str, file: Path) -> None:
 @click.argument("service_id", type=SERVICE_ID)
 @member_option("--port", kind=click.IntRange(1, 65535), told="Where the guest serves.")
 @click.option("--no-tags", is_flag=True, help="Remove all tags.")
+@click.option(
+    "--unset",
+    type=click.Choice(list(_LEFT_TO_SETTINGS)),
+    multiple=True,
+    help="Leave this to the settings again. May be repeated.",
+)
 @_described
 @click.pass_context
-def update_service(ctx: click.Context, *, service_id: str, no_tags: bool) -> None:
+def update_service(
+    ctx: click.Context, *, service_id: str, no_tags: bool, unset: tuple[str, ...]
+) -> None:
     """Change a service. Other memory or processors need it to be prepared again."""
     session = session_of(ctx)
     changes = members_of(ctx) | ({"tags": []} if no_tags else {})
+    changes |= {_LEFT_TO_SETTINGS[option]: None for option in unset}
     if not changes:
         raise click.UsageError("say what to change; see --help")
     changed = session.api.change(f"/services/{segment(service_id)}", changes)

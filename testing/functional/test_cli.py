@@ -142,6 +142,15 @@ def test_count_that_is_neither_number_nor_auto_is_a_usage_error(run: Run, count:
     assert run("service", "update", "speech", "--warm-count", count).exit_code == ExitCode.USAGE
 
 
+def test_option_of_a_service_is_left_to_the_settings_again(run: Run, image: Path) -> None:
+    done(add(run, image, "speech", "--warm-count", "3", "--idle-timeout", "60"))
+
+    done(run("service", "update", "speech", "--unset", "warm-count"))
+
+    shown = read(run("service", "show", "speech", "-o", "json"))
+    assert (shown["warm_count"], shown["idle_timeout_s"]) == (None, 60)
+
+
 def test_update_without_a_change_is_a_usage_error(run: Run) -> None:
     assert run("service", "update", "speech").exit_code == ExitCode.USAGE
 
