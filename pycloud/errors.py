@@ -124,6 +124,20 @@ class IllegalTransition(Conflict):
         self.wanted = wanted
 
 
+class OnAnotherHost(Conflict):
+    """Refuse what only a server of another Host of this cloudlet can do."""
+
+    code = "on_another_host"
+
+    def __init__(self, kind: str, identifier: str, *, host_id: str) -> None:
+        super().__init__(
+            f"the {kind} {identifier!r} is on host {host_id!r} of this cloudlet; ask its server"
+        )
+        self.kind = kind
+        self.identifier = identifier
+        self.host_id = host_id
+
+
 class ServiceInUse(Conflict):
     """Refuse to change a Service of which Instances run."""
 

@@ -20,6 +20,7 @@ from pycloud.adapters.diagnosis import diagnose as examine_machine
 from pycloud.adapters.discovery import discovery_for
 from pycloud.adapters.discovery import find_cloudlets as look_around
 from pycloud.adapters.fakes import FakeHypervisor, FakeProbe
+from pycloud.adapters.host_identity import host_id_of
 from pycloud.adapters.images import QemuImages
 from pycloud.adapters.libvirt import libvirt_adapters
 from pycloud.adapters.probe import SocketProbe
@@ -43,7 +44,7 @@ from pycloud.core.jobs.runner import RunnerOptions, StepObserver
 from pycloud.core.machines import NetworkOptions
 from pycloud.core.mailbox import Mailbox
 from pycloud.core.model.diagnosis import Finding
-from pycloud.core.model.fleet import Cloudlet, Peer
+from pycloud.core.model.fleet import Cloudlet, Peer, ThisHost
 from pycloud.core.model.identifiers import HostId
 from pycloud.core.placement import Placement, PlacementOptions
 from pycloud.core.ports import (
@@ -72,13 +73,13 @@ _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
 _START_WORKERS = 32
 """Starts mostly wait for a guest; they need threads, not processors."""
-_LOCAL_HOST = HostId("local")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """One adapter for each port."""
+    """One adapter for each port, and the Host on which they work."""
 
+    host_id: HostId
     store: Store
     clock: Clock
     blobs: Blobs
@@ -212,18 +213,20 @@ class _Content:
 
 
 def _base(settings: Settings, ports: Ports, observers: Iterable[StepObserver]) -> _Base:
-    jobs = Jobs(ports.store, ports.clock)
+    host = ThisHost(id=ports.host_id)
+    jobs = Jobs(ports.store, ports.clock, host=host)
     return _Base(
         jobs=jobs,
         runner=JobRunner(
             jobs,
             store=ports.store,
             clock=ports.clock,
-            options=_runner_options(settings),
+            options=_runner_options(settings, host),
             observers=observers,
         ),
         catalog=Catalog(store=ports.store, clock=ports.clock),
         uploads=Uploads(
+            host=host,
             store=ports.store,
             blobs=ports.blobs,
             clock=ports.clock,
@@ -361,6 +364,7 @@ def _adapters(settings: Settings, clock: Clock, sensors: HostSensors) -> Ports:
         hypervisor, capture, view = libvirt.hypervisor, libvirt.memory_capture, libvirt.guest_view
         probe = SocketProbe(clock, view.accepts)
     return Ports(
+        host_id=host_id_of(data),
         store=_store(settings, data),
         clock=clock,
         blobs=blobs,
@@ -388,9 +392,10 @@ def _store(settings: Settings, data: DataDirectory) -> Store:
 # -- options -------------------------------------------------------------------------
 
 
-def _runner_options(settings: Settings) -> RunnerOptions:
+def _runner_options(settings: Settings, host: ThisHost) -> RunnerOptions:
     return RunnerOptions(
         server_id=f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}",
+        host=host,
         lease_s=settings.job_lease_s,
         workers={
             Lane.INSTANCES: _START_WORKERS,
@@ -406,7 +411,7 @@ def _guests(settings: Settings, ports: Ports) -> Guests:
         clock=ports.clock,
         sensors=ports.sensors,
         options=PlacementOptions(
-            host_id=_LOCAL_HOST,
+            host_id=ports.host_id,
             max_instances=settings.max_instances,
             reserved_memory_mib=settings.reserved_memory_mib,
             memory_overcommit=settings.memory_overcommit,

@@ -27,12 +27,12 @@ from pycloud.core.instances import Join, Started, StartRequest
 from pycloud.core.intake import AddRequest
 from pycloud.core.jobs.runner import StepObserver
 from pycloud.core.model.catalog import Service, ServiceDraft, Upload
-from pycloud.core.model.identifiers import DeviceId, InstanceId, ServiceId
+from pycloud.core.model.identifiers import DeviceId, HostId, InstanceId, ServiceId
 from pycloud.core.model.runtime import Instance, Job, JobState
 from pycloud.core.ports import Store
 from pycloud.settings import Settings
 from pycloud.wiring import Ports, assemble, cloudlet_of
-from testing.factories import a_service_draft
+from testing.factories import THIS_HOST, a_service_draft
 
 BASE_SETTINGS = Settings(
     data_dir=Path("/nonexistent"),
@@ -87,6 +87,15 @@ class Composed:
         """Return a second server process on the same store, disk and hypervisor."""
         core = assemble(settings or self.core.settings, self.ports)
         return replace(self, core=core)
+
+    def on_another_host(self) -> "Composed":
+        """Return a server on the same store whose disk and hypervisor are others."""
+        return a_core(
+            settings=self.core.settings,
+            store=self.store,
+            clock=self.clock,
+            host_id=HostId("next-door"),
+        )
 
     # -- the catalogue ----------------------------------------------------------------
 
@@ -163,16 +172,19 @@ def a_core(
     *,
     settings: Settings = BASE_SETTINGS,
     store: Store | None = None,
+    clock: FakeClock | None = None,
+    host_id: HostId = THIS_HOST,
     observers: tuple[StepObserver, ...] = (),
 ) -> Composed:
     """Return a Core on fresh fakes."""
-    clock = FakeClock()
+    clock = clock or FakeClock()
     blobs = MemoryBlobs()
     hypervisor = FakeHypervisor(blobs, clock=clock)
     probe = FakeProbe(clock)
     sensors = FakeSensors()
     discovery = FakeDiscovery(cloudlet_of(settings, sensors), clock)
     ports = Ports(
+        host_id=host_id,
         store=store or MemoryStore(),
         clock=clock,
         blobs=blobs,

@@ -156,6 +156,7 @@ class _ServiceVMFields(TypedDict, total=False):
     machine: MachineSpec
     memory: MemoryState | None
     source: str
+    host_id: HostId
     created_at: datetime
     generation: int
 
@@ -186,6 +187,7 @@ class _AppFields(TypedDict, total=False):
     file_name: str
     blob: BlobRef
     md5sum: str
+    host_id: HostId
     created_at: datetime
     updated_at: datetime
     generation: int
@@ -214,6 +216,7 @@ class _UploadFields(TypedDict, total=False):
     size_bytes: int
     offset_bytes: int
     created_by: Principal
+    host_id: HostId
     created_at: datetime
     expires_at: datetime
     generation: int
@@ -238,6 +241,7 @@ class _PackageFields(TypedDict, total=False):
     file_name: str
     blob: BlobRef
     job_id: JobId
+    host_id: HostId
     created_at: datetime
     expires_at: datetime
     generation: int
@@ -322,6 +326,7 @@ class _JobFields(TypedDict, total=False):
     attempts: int
     result: dict[str, str]
     failure: Failure | None
+    host_id: HostId
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

@@ -27,7 +27,7 @@ from pycloud.core.model.catalog import Service
 from pycloud.core.model.identifiers import ServiceId
 from pycloud.core.ports import Clock
 from pycloud.settings import Settings, from_mapping
-from testing.factories import a_service, a_service_vm
+from testing.factories import THIS_HOST, a_service, a_service_vm
 
 PHONE = {"X-Device-ID": "phone-1"}
 OTHER_PHONE = {"X-Device-ID": "phone-2"}
@@ -115,6 +115,7 @@ def make_stand(directory: Path, *, clock: Clock | None = None, **texts: str) -> 
     core = wiring.assemble(
         settings,
         wiring.Ports(
+            host_id=THIS_HOST,
             store=store,
             clock=clock,
             blobs=blobs,

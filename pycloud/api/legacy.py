@@ -88,7 +88,8 @@ def start_servicevm(request: Request) -> Response:
         by=request.principal,
     )
     instance = _awaited_start(request, started)
-    return _reply(_servicevm_json(instance, request.core.cloudlet.fqdn))
+    here = request.core.system.placement.this_host.has(instance.host_id)
+    return _reply(_servicevm_json(instance, request.core.cloudlet.fqdn if here else None))
 
 
 def stop_servicevm(request: Request) -> Response:

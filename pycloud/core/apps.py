@@ -81,12 +81,19 @@ class Apps:
     """The Apps of this cloudlet. Safe to use from several threads."""
 
     def __init__(
-        self, *, store: Store, blobs: Blobs, clock: Clock, uploads: Uploads, max_bytes: int
+        self,
+        *,
+        store: Store,
+        blobs: Blobs,
+        clock: Clock,
+        uploads: Uploads,
+        max_bytes: int,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._clock = clock
         self._uploads = uploads
+        self._host = uploads.host
         self._max_bytes = max_bytes
 
     def apps(self, *, limit: int = 50, cursor: str | None = None) -> Slice[App]:
@@ -106,15 +113,17 @@ class Apps:
         return self._store.apps.revision()
 
     def open(self, app: App) -> BinaryIO:
-        """Open the package for reading; the caller closes it."""
+        """Open the package for reading; the caller closes it. Raises OnAnotherHost."""
+        self._host.require("app", app.id, app.host_id)
         return self._blobs.open(app.blob.id)
 
     def add(self, draft: AppDraft, upload_id: UploadId, *, by: Principal) -> App:
         """Take an uploaded package into the store.
 
-        Raises InvalidInput, PackageRefused, QuotaExceeded; the upload stays then.
+        Raises InvalidInput, PackageRefused, QuotaExceeded, OnAnotherHost; the upload stays.
         """
         upload = self._uploads.complete(upload_id)
+        self._host.require("upload", upload_id, upload.host_id)
         _check(draft)
         if upload.size_bytes > self._max_bytes:
             raise QuotaExceeded(
@@ -131,6 +140,7 @@ class Apps:
                 file_name=_file_name(draft),
                 blob=self._blobs.adopt(upload_id, CONTENT),
                 md5sum=md5sum,
+                host_id=self._host.id,
                 created_at=now,
                 updated_at=now,
             )

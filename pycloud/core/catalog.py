@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 from pycloud.core.model.catalog import (
-    MachineSpec,
     MemoryState,
     OsType,
     Readiness,
     Service,
     ServiceDraft,
     ServiceVM,
-    StoredDisk,
 )
 from pycloud.core.model.changes import UNCHANGED, Unchanged, given_in
 from pycloud.core.model.identifiers import BlobId, Principal, ServiceId, ServiceVMId, checked_id
@@ -168,25 +166,6 @@ class Catalog:
             return self.service(service_id).service_vm_id == service_vm_id
         except NotFound:
             return False
-
-    def new_service_vm(
-        self,
-        service_vm_id: ServiceVMId,
-        service_id: ServiceId,
-        *,
-        disk: StoredDisk,
-        machine: MachineSpec,
-        source: str,
-    ) -> ServiceVM:
-        """Return a ServiceVM that is not stored yet."""
-        return ServiceVM(
-            id=service_vm_id,
-            service_id=service_id,
-            disk=disk,
-            machine=machine,
-            source=source,
-            created_at=self._clock.now(),
-        )
 
     def set_memory(self, service_vm_id: ServiceVMId, memory: MemoryState | None) -> ServiceVM:
         """Give a ServiceVM a memory state, or take it away. Raises NotFound."""

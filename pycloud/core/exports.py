@@ -61,6 +61,7 @@ class Exports:
                 },
                 resources=(f"service/{service.id}", f"service_vm/{service_vm.id}"),
                 created_by=by,
+                host_id=service_vm.host_id,
             )
         )
 
@@ -73,7 +74,8 @@ class Exports:
         return self.store.packages.find(limit=limit, cursor=cursor)
 
     def open(self, package: Package) -> BinaryIO:
-        """Open a package for reading; the caller closes it."""
+        """Open a package for reading; the caller closes it. Raises OnAnotherHost."""
+        self.guests.placement.this_host.require("package", package.id, package.host_id)
         return self.blobs.open(package.blob.id)
 
     def remove(self, package_id: PackageId) -> None:
@@ -164,6 +166,7 @@ class Exports:
                 file_name=f"{service.id}.csvm",
                 blob=self.blobs.adopt(context.job.id, _PACKAGE),
                 job_id=context.job.id,
+                host_id=context.job.host_id,
                 created_at=now,
                 expires_at=now + timedelta(seconds=self.keep_s),
             )

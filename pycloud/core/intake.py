@@ -130,6 +130,7 @@ class Intake:
                         arguments=arguments,
                         resources=resources,
                         created_by=by,
+                        host_id=upload.host_id,
                     )
                 )
             except DuplicateRecord:
@@ -256,9 +257,9 @@ class Intake:
 
     def _service_vm(self, context: StepContext, draft: ServiceDraft) -> ServiceVM:
         facts = self.hypervisor.facts()
-        return self.catalog.new_service_vm(
-            ServiceVMId(context.job.id),
-            draft.id,
+        return ServiceVM(
+            id=ServiceVMId(context.job.id),
+            service_id=draft.id,
             disk=_disk(context),
             machine=MachineSpec(
                 architecture=Architecture(facts.architecture),
@@ -268,6 +269,8 @@ class Intake:
                 emulator_version=facts.emulator_version,
             ),
             source=context.job.arguments["source"],
+            host_id=context.job.host_id,
+            created_at=context.job.created_at,
         )
 
 

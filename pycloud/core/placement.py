@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from pycloud.core.model.catalog import Flavor
-from pycloud.core.model.fleet import Claim, Host
+from pycloud.core.model.fleet import Claim, Host, ThisHost
 from pycloud.core.model.identifiers import HostId
 from pycloud.core.model.runtime import PortLease, PortMapping
 from pycloud.core.ports import Clock, HostSensors, Store
@@ -27,6 +27,7 @@ from pycloud.errors import (
 _BLOCKED_FOR = timedelta(minutes=5)
 """How long a port that another program holds is left alone."""
 _PORT_ATTEMPTS = 16
+_MANY = 100_000
 _MIB = 1024 * 1024
 
 
@@ -42,7 +43,7 @@ class PlacementOptions:
 
 
 class Placement:
-    """Claims of memory and ports on one Host. Safe to use from several threads."""
+    """Claims of memory and ports on this Host. Safe to use from several threads."""
 
     def __init__(
         self, *, store: Store, clock: Clock, sensors: HostSensors, options: PlacementOptions
@@ -54,8 +55,13 @@ class Placement:
 
     @property
     def host_id(self) -> HostId:
-        """The Host on which claims are made."""
+        """The id of the Host on which claims are made."""
         return self._options.host_id
+
+    @property
+    def this_host(self) -> ThisHost:
+        """The Host on which claims are made, for looking what is on it."""
+        return ThisHost(id=self._options.host_id)
 
     def host(self) -> Host:
         """Return the Host with its claims; it is recorded at the first call."""
@@ -158,14 +164,15 @@ class Placement:
 
     def holders(self) -> frozenset[str]:
         """Return everybody who holds room or a port."""
-        leases = self._store.port_leases.find({"host_id": self._options.host_id}, limit=100_000)
+        leases = self._store.port_leases.find({"host_id": self._options.host_id}, limit=_MANY)
         claims = {claim.holder for claim in self.host().claims}
         return frozenset(claims | {lease.holder for lease in leases.items if lease.holder})
 
     def unblock_ports(self) -> None:
         """Give ports out again whose blocking time is over."""
         now = self._clock.now()
-        for lease in self._store.port_leases.find({"holder": ""}).items:
+        blocked = {"holder": "", "host_id": self._options.host_id}
+        for lease in self._store.port_leases.find(blocked, limit=_MANY).items:
             if lease.blocked_until is not None and lease.blocked_until <= now:
                 self._unblock(lease)
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bring records, hypervisor, disks and leases into agreement again after anything died.
 
-Runs at start-up and then periodically, on every server. Running VMs are adopted
-and never killed; domains that are not ours are never seen here. What looks
+Runs at start-up and then periodically, on every server, and repairs what is on that
+server's Host alone: of what is elsewhere it cannot tell whether it is gone. Running VMs
+are adopted and never killed; domains that are not ours are never seen here. What looks
 orphaned is only removed when a look in a later round finds it so again, because
 between two writes of a healthy operation everything looks orphaned.
 """
@@ -21,7 +22,7 @@ from pycloud.core.instances import Instances, StopMode
 from pycloud.core.instances.starting import failed
 from pycloud.core.jobs import JobRunner
 from pycloud.core.machines import domain_id_of
-from pycloud.core.model.fleet import DomainInfo
+from pycloud.core.model.fleet import DomainInfo, ThisHost
 from pycloud.core.model.identifiers import BlobId, InstanceId, JobId, Principal
 from pycloud.core.model.runtime import (
     FINAL_JOB_STATES,
@@ -109,13 +110,13 @@ class Reconciler:
 
     def _instances_without_job(self) -> None:
         """Repair Instances whose request or Job died between two writes."""
-        for instance in self._in_states(_STARTING):
+        for instance in self._instances_here(_STARTING):
             job = self._job_of(instance)
             over = job is None or job.is_final
             if over and self._is_orphan(f"start/{instance.id}"):
                 lost = "the start was lost with its server"
                 _guarded("start", partial(self._fail, instance, "interrupted", lost))
-        for instance in self._in_states((InstanceState.STOPPING,)):
+        for instance in self._instances_here((InstanceState.STOPPING,)):
             job = self._job_of(instance)
             if job is None and self._is_orphan(f"stop/{instance.id}"):
                 self.instances.submit_stop(instance, StopMode.AT_ONCE, _SYSTEM)
@@ -131,10 +132,11 @@ class Reconciler:
     def _domains(self) -> None:
         """Adopt what runs, fail Instances whose domain died, forget copies that did."""
         domains = {domain.owner: domain for domain in self.guests.hypervisor.domains()}
-        for instance in self._in_states(_EXECUTING):
+        for instance in self._instances_here(_EXECUTING):
             _guarded("compare", partial(self._compare, instance, domains.get(instance.id)))
         for warm in self.store.warm_domains.find(limit=_MANY).items:
-            if _is_dead(domains.get(warm.id)) and self._is_orphan(f"warm/{warm.id}"):
+            dead = self._here.has(warm.host_id) and _is_dead(domains.get(warm.id))
+            if dead and self._is_orphan(f"warm/{warm.id}"):
                 self.store.warm_domains.remove(warm.id)
 
     def _orphan_domains(self) -> None:
@@ -183,7 +185,7 @@ class Reconciler:
                 self.guests.placement.release(holder)
 
     def _staging(self) -> None:
-        """Remove staging areas of Jobs and uploads that are over."""
+        """Remove staging areas here of Jobs and uploads that are over."""
         jobs = {job.id for job in self._active_jobs()}
         uploads = {upload.id for upload in self.store.uploads.find(limit=_MANY).items}
         for area in self.blobs.areas():
@@ -191,17 +193,21 @@ class Reconciler:
                 self.blobs.discard(area)
 
     def _service_vms(self) -> None:
-        """Remove ServiceVMs whose Service is gone and that no Job is about to publish."""
+        """Remove ServiceVMs here whose Service is gone and that no Job is about to publish."""
         if self._is_content_moving():
             return
         services = {service.id for service in self.catalog.all_services()}
         for service_vm in self.store.service_vms.find(limit=_MANY).items:
             lost = service_vm.service_id not in services
+            lost = lost and self._here.has(service_vm.host_id)
             if lost and self._is_orphan(f"service_vm/{service_vm.id}"):
                 self.catalog.forget_service_vm(service_vm.id)
 
     def _content(self) -> None:
-        """Remove content that no record refers to, while nothing is being brought in."""
+        """Remove content here that no record refers to, while nothing is being brought in.
+
+        A record counts wherever it belongs: the same content on two Hosts stays on both.
+        """
         if self._is_content_moving():
             return
         needed = self._referenced_blobs()
@@ -220,7 +226,9 @@ class Reconciler:
         )
 
     def _is_content_moving(self) -> bool:
-        return any(job.kind in _CONTENT_JOBS for job in self._active_jobs())
+        return any(
+            job.kind in _CONTENT_JOBS and self._here.has(job.host_id) for job in self._active_jobs()
+        )
 
     # -- time ------------------------------------------------------------------------
 
@@ -252,8 +260,13 @@ class Reconciler:
         since = self._seen[suspect] = self._suspects.get(suspect, now)
         return suspect in self._suspects and now - since >= _GRACE_S
 
+    @property
+    def _here(self) -> ThisHost:
+        return self.guests.placement.this_host
+
     def _owners(self) -> frozenset[InstanceId]:
-        owners = {instance.id for instance in self._live_instances()}
+        """Return who may have a domain, on any Host: two may share one hypervisor."""
+        owners = {instance.id for instance in self._in_states(LIVE_STATES)}
         owners |= {warm.id for warm in self.store.warm_domains.find(limit=_MANY).items}
         for job in self._active_jobs():
             owners.add(InstanceId(job.id))
@@ -264,8 +277,9 @@ class Reconciler:
             }
         return frozenset(owners)
 
-    def _live_instances(self) -> tuple[Instance, ...]:
-        return self._in_states(LIVE_STATES)
+    def _instances_here(self, states: Iterable[InstanceState]) -> tuple[Instance, ...]:
+        found = self._in_states(states)
+        return tuple(instance for instance in found if self._here.has(instance.host_id))
 
     def _in_states(self, states: Iterable[InstanceState]) -> tuple[Instance, ...]:
         return tuple(

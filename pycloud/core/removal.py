@@ -9,6 +9,7 @@ from pycloud.core.catalog import Catalog
 from pycloud.core.instances import Instances
 from pycloud.core.jobs import Jobs, Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.jobs.ledger import JobRequest
+from pycloud.core.model.fleet import UNTOLD
 from pycloud.core.model.identifiers import Principal, ServiceId, ServiceVMId
 from pycloud.core.model.runtime import LIVE_STATES, Instance, Job, JobKind
 from pycloud.core.warm_pool import WarmPool
@@ -46,12 +47,14 @@ class Removal:
         """Ask for the removal of a Service with all its VMs.
 
         Raises NotFound, StaleRecord, ServiceInUse when Instances run and REFUSE was
-        said. An Instance that is asked for after this check is stopped.
+        said. An Instance that is asked for after this check is stopped. All VMs of a
+        Service are on one Host, whose server does the work.
         """
         service = self.catalog.service(service_id)
         if generation is not None and generation != service.generation:
             raise StaleRecord("service", service_id)
-        service_vms = self._service_vms(service_id)
+        found = self.catalog.service_vms(service_id, limit=_MANY).items
+        service_vms = tuple(service_vm.id for service_vm in found)
         live = self._live(service_id, service_vms)
         if live and running is RunningInstances.REFUSE:
             raise ServiceInUse(service_id, instances=len(live))
@@ -66,6 +69,9 @@ class Removal:
                 },
                 resources=(f"service/{service_id}",),
                 created_by=by,
+                host_id=next(
+                    (one.host_id for one in found if one.id == service.service_vm_id), UNTOLD
+                ),
             )
         )
 
@@ -118,10 +124,6 @@ class Removal:
         for service_vm_id in _meant(context):
             self.catalog.forget_service_vm(service_vm_id)
         self.catalog.record(service_id, "removed", context.job.created_by)
-
-    def _service_vms(self, service_id: ServiceId) -> tuple[ServiceVMId, ...]:
-        found = self.catalog.service_vms(service_id, limit=_MANY).items
-        return tuple(service_vm.id for service_vm in found)
 
     def _live(
         self, service_id: ServiceId, service_vms: Collection[ServiceVMId]

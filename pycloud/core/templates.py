@@ -66,6 +66,7 @@ class Templates:
                 },
                 resources=(f"service/{service.id}", f"service_vm/{service_vm.id}"),
                 created_by=by,
+                host_id=service_vm.host_id,
             )
         )
 

@@ -10,6 +10,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from pycloud.core.model.catalog import Upload
+from pycloud.core.model.fleet import ThisHost
 from pycloud.core.model.identifiers import Principal, UploadId
 from pycloud.core.ports import Blobs, Clock, Slice, Store
 from pycloud.errors import Conflict, InsufficientStorage, InvalidInput, QuotaExceeded
@@ -30,9 +31,15 @@ class UploadOptions:
 
 
 class Uploads:
-    """The unfinished and the finished but unused uploads. Safe to use from several threads."""
+    """The unfinished and the finished but unused uploads. Safe to use from several threads.
 
-    def __init__(self, *, store: Store, blobs: Blobs, clock: Clock, options: UploadOptions) -> None:
+    The bytes are on the Host whose server the upload was announced to.
+    """
+
+    def __init__(
+        self, *, host: ThisHost, store: Store, blobs: Blobs, clock: Clock, options: UploadOptions
+    ) -> None:
+        self.host = host
         self._store = store
         self._blobs = blobs
         self._clock = clock
@@ -67,6 +74,7 @@ class Uploads:
                 file_name=_for_people(file_name),
                 size_bytes=size_bytes,
                 created_by=by,
+                host_id=self.host.id,
                 created_at=now,
                 expires_at=now + timedelta(seconds=self._options.timeout_s),
             )
@@ -84,10 +92,12 @@ class Uploads:
         """Add a piece at exactly the offset that has arrived; durable on return.
 
         Raises NotFound, Conflict (another offset is expected, or a second piece is
-        being written), QuotaExceeded beyond the announced size, InsufficientStorage.
+        being written), QuotaExceeded beyond the announced size, InsufficientStorage,
+        OnAnotherHost.
         """
         with self._exclusive(upload_id):
             upload = self.upload(upload_id)
+            self.host.require("upload", upload_id, upload.host_id)
             if offset_bytes != upload.offset_bytes:
                 raise Conflict(f"the next piece starts at {upload.offset_bytes}")
             written = self._blobs.append(
@@ -113,12 +123,15 @@ class Uploads:
         return upload
 
     def discard(self, upload_id: UploadId) -> None:
-        """Drop an upload with its bytes; idempotent."""
+        """Drop an upload with its bytes; idempotent.
+
+        Bytes on another Host go when that one finds that they belong to nobody.
+        """
         self._store.uploads.remove(upload_id)
         self._blobs.discard(upload_id)
 
     def drop_expired(self) -> None:
-        """Drop uploads that nobody continued or used in time."""
+        """Drop uploads on this Host that nobody continued or used in time."""
         now = self._clock.now()
         in_use = {
             resource.removeprefix("upload/")
@@ -127,7 +140,8 @@ class Uploads:
             for resource in job.resources
         }
         for upload in self._store.uploads.find(limit=_MANY).items:
-            if upload.expires_at <= now and upload.id not in in_use:
+            over = upload.expires_at <= now and self.host.has(upload.host_id)
+            if over and upload.id not in in_use:
                 self.discard(upload.id)
 
     @contextmanager

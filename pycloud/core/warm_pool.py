@@ -4,6 +4,7 @@
 Each has answered once before it waits: a first answer from a fresh copy costs an emulator
 without KVM the translation of all the code behind it, 0.16 s where a second one takes 0.05 s.
 A copy is claimed by removing its record: exactly one of several servers wins.
+A server makes and gives up copies on its own Host alone; to claim one is free to all.
 Copies are a luxury: they are bounded, made in the background, and given up at
 once when memory is short or somebody else needs the room.
 """
@@ -21,6 +22,7 @@ from pycloud.core.jobs import Jobs, Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.jobs.ledger import JobRequest
 from pycloud.core.machines import domain_id_of, resumed, usable_memory
 from pycloud.core.model.catalog import Flavor, MemoryKind, MemoryState, Service, ServiceVM
+from pycloud.core.model.fleet import ThisHost
 from pycloud.core.model.identifiers import InstanceId, Principal, ServiceId, ServiceVMId
 from pycloud.core.model.runtime import Job, JobKind, JobState, WarmDomain
 from pycloud.core.ports import Store
@@ -48,7 +50,7 @@ class WarmOptions:
 
 
 class WarmPool:
-    """Waiting copies on one Host. Safe to use from several threads and servers."""
+    """Waiting copies on this Host. Safe to use from several threads and servers."""
 
     def __init__(
         self,
@@ -85,8 +87,8 @@ class WarmPool:
             try:
                 placement.claim(holder, flavor)
             except CapacityExceeded:
-                filling = self._running_fills()
-                luxury = {warm.id for warm in self._store.warm_domains.find(limit=_MANY).items}
+                filling = self._fills(JobState.RUNNING)
+                luxury = {warm.id for warm in self._waiting()}
                 luxury |= {InstanceId(job.arguments["owner"]) for job in filling}
                 if not placement.could_fit(flavor, without=luxury):
                     raise
@@ -97,7 +99,7 @@ class WarmPool:
 
     def evict_one(self) -> bool:
         """Give up the oldest waiting copy; False if none is left."""
-        for warm in self._store.warm_domains.find(limit=8).items:
+        for warm in self._waiting():
             if self._take(warm):
                 self._end(warm)
                 return True
@@ -105,8 +107,8 @@ class WarmPool:
 
     def evict_service(self, service_id: ServiceId) -> None:
         """Give up all waiting copies of a Service."""
-        for warm in self._store.warm_domains.find({"service_id": service_id}).items:
-            if self._take(warm):
+        for warm in self._waiting():
+            if warm.service_id == service_id and self._take(warm):
                 self._end(warm)
 
     def maintain(self) -> None:
@@ -130,7 +132,7 @@ class WarmPool:
         """Give up copies that are too many or of no use; return how many wait per Service."""
         waiting: Counter[str] = Counter()
         # The newest first: they are the last to be given up.
-        for warm in reversed(self._store.warm_domains.find(limit=_MANY).items):
+        for warm in reversed(self._waiting()):
             service, count = wanted.get(warm.service_id, (None, 0))
             fits = service is not None and _is_copy_of(warm, service)
             if fits and waiting[warm.service_id] < count and waiting.total() < self._options.total:
@@ -158,6 +160,15 @@ class WarmPool:
 
     # -- which copies --------------------------------------------------------------
 
+    def _waiting(self) -> tuple[WarmDomain, ...]:
+        """Return the copies on this Host, the oldest first."""
+        found = self._store.warm_domains.find(limit=_MANY).items
+        return tuple(warm for warm in found if self._here.has(warm.host_id))
+
+    @property
+    def _here(self) -> ThisHost:
+        return self._guests.placement.this_host
+
     def _wanted(self) -> Mapping[ServiceId, tuple[Service, int]]:
         if self._options.total == 0 or self._spare_mib() < 0:
             return {}
@@ -184,19 +195,19 @@ class WarmPool:
     def _resting(self) -> frozenset[str]:
         """Return the Services whose copy could not be made a moment ago."""
         since = self._guests.clock.now() - _REST
-        failed = {"kind": JobKind.WARM_FILL, "state": JobState.FAILED}
         return frozenset(
             job.arguments["service_id"]
-            for job in self._store.jobs.find(failed, limit=_MANY).items
+            for job in self._fills(JobState.FAILED)
             if job.finished_at is not None and job.finished_at > since
         )
 
     def _active_fills(self) -> tuple[Job, ...]:
-        queued = self._store.jobs.find({"kind": JobKind.WARM_FILL, "state": JobState.QUEUED})
-        return (*queued.items, *self._running_fills())
+        return (*self._fills(JobState.QUEUED), *self._fills(JobState.RUNNING))
 
-    def _running_fills(self) -> tuple[Job, ...]:
-        return self._store.jobs.find({"kind": JobKind.WARM_FILL, "state": JobState.RUNNING}).items
+    def _fills(self, state: JobState) -> tuple[Job, ...]:
+        where = {"kind": JobKind.WARM_FILL, "state": state}
+        found = self._store.jobs.find(where, limit=_MANY).items
+        return tuple(job for job in found if self._here.has(job.host_id))
 
     def _memory_for(self, service: Service) -> MemoryState | None:
         if service.service_vm_id is None:
@@ -204,6 +215,8 @@ class WarmPool:
         try:
             service_vm = self._catalog.service_vm(service.service_vm_id)
         except NotFound:
+            return None
+        if not self._here.has(service_vm.host_id):
             return None
         memory = usable_memory(service, service_vm, self._guests.options.network)
         return memory if memory is not None and memory.kind is MemoryKind.TEMPLATE else None

@@ -12,6 +12,7 @@ from pycloud.adapters.store.documents import codec_for
 from pycloud.adapters.store.mongo import MongoStore
 from pycloud.adapters.store.mongo_database import CURRENT, Schema, connect, translated
 from pycloud.adapters.store.mongo_revisions import Revision
+from pycloud.core.model.fleet import UNTOLD
 from pycloud.core.model.runtime import Event
 from pycloud.errors import (
     InsufficientStorage,
@@ -20,7 +21,7 @@ from pycloud.errors import (
     StoreError,
     StoreUnavailable,
 )
-from testing.factories import a_service, an_event
+from testing.factories import a_job, a_service, an_event, an_instance
 
 
 @pytest.fixture
@@ -108,7 +109,8 @@ def _strip(database):
     database["service"].update_many({}, {"$unset": {"colour": ""}})
 
 
-NEXT = Schema(version=3, steps={1: _paint, 2: _strip})
+NOW = CURRENT.version
+NEXT = Schema(version=NOW + 2, steps={NOW: _paint, NOW + 1: _strip})
 
 
 def test_new_database_has_the_current_version_and_its_indices(store, database):
@@ -119,7 +121,7 @@ def test_new_database_has_the_current_version_and_its_indices(store, database):
 
 
 def test_newer_database_is_refused(url, store, database):
-    database["meta"].update_one({"_id": "schema"}, {"$set": {"version": 2}})
+    database["meta"].update_one({"_id": "schema"}, {"$set": {"version": NOW + 1}})
 
     with pytest.raises(SchemaTooNew):
         MongoStore(url)
@@ -132,12 +134,12 @@ def test_older_database_is_migrated_after_a_copy_was_made(url, store, database):
     store.events.append(an_event())
     copied = database["service"].find_one()
 
-    newer = MongoStore(url, schema=Schema(version=2, steps={1: _paint}))
+    newer = MongoStore(url, schema=Schema(version=NOW + 1, steps={NOW: _paint}))
 
     assert database["service"].find_one()["colour"] == "red"
-    assert database["backup_v1_service"].find_one() == copied
-    assert database["backup_v1_event"].count_documents({}) == 1
-    assert database["meta"].find_one({"_id": "schema"})["version"] == 2
+    assert database[f"backup_v{NOW}_service"].find_one() == copied
+    assert database[f"backup_v{NOW}_event"].count_documents({}) == 1
+    assert database["meta"].find_one({"_id": "schema"})["version"] == NOW + 1
     newer.close()
     assert added.id == copied["_id"]
 
@@ -150,16 +152,28 @@ def test_migration_goes_through_every_step_and_may_be_repeated(url, store, datab
         assert newer.services.get(added.id) == added
         newer.close()
 
-    assert database["meta"].find_one({"_id": "schema"})["version"] == 3
+    assert database["meta"].find_one({"_id": "schema"})["version"] == NOW + 2
+
+
+def test_records_of_version_1_are_read_when_it_is_migrated(url, store, database):
+    job, instance = store.jobs.add(a_job()), store.instances.add(an_instance(host_id="local"))
+    database["job"].update_one({}, {"$unset": {"host_id": ""}})
+    database["meta"].update_one({"_id": "schema"}, {"$set": {"version": 1}})
+
+    newer = MongoStore(url)
+
+    assert newer.jobs.get(job.id).host_id == UNTOLD
+    assert newer.instances.get(instance.id) == instance
+    newer.close()
 
 
 def test_copy_of_the_older_database_is_kept_when_migration_starts_again(url, store, database):
     store.services.add(a_service())
-    database["backup_v1_service"].insert_one({"_id": "histogram", "from": "first attempt"})
+    database[f"backup_v{NOW}_service"].insert_one({"_id": "histogram", "from": "first attempt"})
 
     MongoStore(url, schema=NEXT).close()
 
-    assert database["backup_v1_service"].find_one()["from"] == "first attempt"
+    assert database[f"backup_v{NOW}_service"].find_one()["from"] == "first attempt"
 
 
 # -- revisions --------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ import pytest
 from pycloud.adapters.store import sqlite_database
 from pycloud.adapters.store.sqlite import SqliteStore
 from pycloud.adapters.store.sqlite_schema import CURRENT, Schema
+from pycloud.core.model.fleet import UNTOLD
+from pycloud.core.model.identifiers import HostId
 from pycloud.errors import (
     CloudletError,
     InsufficientStorage,
@@ -45,6 +47,11 @@ def store(path):
 def _query(path, statement):
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(statement).fetchall()
+
+
+def _change(path, statement):
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement)
 
 
 def _modes(path):
@@ -119,7 +126,8 @@ def _paint(connection):
     connection.execute("UPDATE service SET colour = 'red'")
 
 
-NEXT = Schema(version=3, create=CURRENT.create, steps={1: _add_colour, 2: _paint})
+NOW = CURRENT.version
+NEXT = Schema(version=NOW + 2, create=CURRENT.create, steps={NOW: _add_colour, NOW + 1: _paint})
 
 
 def test_new_file_has_the_current_version(store, path):
@@ -135,7 +143,7 @@ def test_newer_file_is_refused_and_left_alone(path):
     with pytest.raises(SchemaTooNew) as caught:
         SqliteStore(path)
 
-    assert (caught.value.found, caught.value.supported) == (3, 1)
+    assert (caught.value.found, caught.value.supported) == (NOW + 2, NOW)
     assert path.read_bytes() == before
     assert path.stat().st_mode & 0o777 == 0o640
 
@@ -154,15 +162,30 @@ def test_older_file_is_migrated_after_a_backup_was_made(path):
 
     newer = SqliteStore(path, schema=NEXT)
 
-    backup = path.with_name("store.sqlite3.backup-v1")
+    backup = path.with_name(f"store.sqlite3.backup-v{NOW}")
     assert newer.services.get(added.id) == added
     assert _query(path, "SELECT colour FROM service") == [("red",)]
-    assert _query(path, "PRAGMA user_version") == [(3,)]
+    assert _query(path, "PRAGMA user_version") == [(NOW + 2,)]
     newer.close()
     assert backup.stat().st_mode & 0o777 == 0o600
     restored = SqliteStore(backup)
     assert restored.services.get(added.id) == added
     restored.close()
+
+
+def test_records_of_version_1_are_everybodys_when_it_is_migrated(path):
+    older = SqliteStore(path, schema=Schema(version=1, create=CURRENT.create))
+    instance = older.instances.add(an_instance(host_id=HostId("local")))
+    job = older.jobs.add(a_job())
+    older.close()
+    _change(path, "UPDATE job SET body = json_remove(body, '$.host_id')")
+
+    newer = SqliteStore(path)
+
+    assert newer.instances.get(instance.id).host_id == UNTOLD
+    assert newer.jobs.get(job.id).host_id == UNTOLD
+    newer.close()
+    assert path.with_name("store.sqlite3.backup-v1").exists()
 
 
 def test_older_file_with_an_unmerged_journal_is_backed_up_whole(path):
@@ -172,7 +195,7 @@ def test_older_file_with_an_unmerged_journal_is_backed_up_whole(path):
     SqliteStore(path, schema=NEXT).close()
 
     older.close()
-    restored = SqliteStore(path.with_name("store.sqlite3.backup-v1"))
+    restored = SqliteStore(path.with_name(f"store.sqlite3.backup-v{NOW}"))
     assert restored.services.get(added.id) == added
     restored.close()
 
@@ -183,11 +206,11 @@ def test_migration_changes_nothing_when_a_step_fails(path):
     def fail(connection):
         connection.execute("SELECT * FROM no_such_table")
 
-    broken = Schema(version=3, create=CURRENT.create, steps={1: _add_colour, 2: fail})
+    broken = Schema(version=NOW + 2, create=CURRENT.create, steps={NOW: _add_colour, NOW + 1: fail})
     with pytest.raises(StoreError):
         SqliteStore(path, schema=broken)
 
-    assert _query(path, "PRAGMA user_version") == [(1,)]
+    assert _query(path, "PRAGMA user_version") == [(NOW,)]
     SqliteStore(path).close()
     SqliteStore(path, schema=NEXT).close()
 
@@ -209,7 +232,7 @@ def test_migration_happens_once_when_several_threads_open_the_file(path):
         thread.join()
 
     assert errors == []
-    assert _query(path, "PRAGMA user_version") == [(3,)]
+    assert _query(path, "PRAGMA user_version") == [(NOW + 2,)]
 
 
 def test_database_of_another_program_is_refused_and_left_alone(path):

@@ -12,10 +12,17 @@ from webtest import TestApp
 
 from pycloud.adapters.fakes import fake_qcow2
 from pycloud.adapters.fakes.network import Answer
-from pycloud.core.model.identifiers import InstanceId, JobId, PackageId, ServiceId, UploadId
+from pycloud.core.model.identifiers import (
+    HostId,
+    InstanceId,
+    JobId,
+    PackageId,
+    ServiceId,
+    UploadId,
+)
 from pycloud.core.model.runtime import InstanceState
 from pycloud.web.waiting import ENVIRON_KEY, WaitRoom
-from testing.factories import a_package, an_app, an_event, an_instance
+from testing.factories import a_package, an_app, an_event, an_instance, an_upload
 from testing.stand import OTHER_PHONE, PHONE, Stand, problem_of
 
 WAIT = {"Prefer": "respond-async, wait=30"}
@@ -664,3 +671,34 @@ def test_stopping_twice_is_over(stand: Stand, phone: TestApp) -> None:
     assert problem_of(phone.delete(path, headers=PHONE, status=409)) == "illegal_transition"
     assert stand.core.instances.instances().items[0].state is InstanceState.STOPPED
     assert stand.core.catalog.service(ServiceId("echo"))
+
+
+# -- several hosts on one store -----------------------------------------------------------------
+
+
+def test_instance_of_another_host_is_shown_with_its_host_and_not_paused(
+    stand: Stand, phone: TestApp
+) -> None:
+    elsewhere = stand.store.instances.add(
+        an_instance(state=InstanceState.RUNNING, host_id=HostId("next-door"))
+    )
+    place = f"/api/v2/instances/{elsewhere.id}"
+    shown = phone.get(place)
+    refused = phone.post(f"{place}/pause", headers=stand.admin, status=409)
+    assert shown.json["host_id"] == "next-door"
+    assert problem_of(refused) == "on_another_host"
+    assert "next-door" in refused.json["detail"]
+
+
+def test_piece_of_an_upload_on_another_host_is_refused_as_such(
+    stand: Stand, phone: TestApp
+) -> None:
+    upload = stand.store.uploads.add(an_upload(host_id=HostId("next-door")))
+    refused = phone.patch(
+        f"/api/v2/uploads/{upload.id}",
+        b"x",
+        headers=stand.admin
+        | {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"},
+        status=409,
+    )
+    assert problem_of(refused) == "on_another_host"

@@ -23,8 +23,10 @@ from pycloud.core.model.runtime import (
 )
 from pycloud.errors import InvalidInput
 
-SCHEMA_VERSION = 1
-"""Raised with every change of a record's fields, of the kinds or of their indices."""
+SCHEMA_VERSION = 2
+"""Raised with every change of a record's fields, of the kinds or of their indices.
+
+2: Jobs, ServiceVMs, Apps, Uploads and Packages say on which Host they are."""
 
 
 class Record(Protocol):

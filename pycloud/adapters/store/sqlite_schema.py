@@ -69,7 +69,16 @@ def _indices(name: str, indexed: tuple[str, ...]) -> list[tuple[str, tuple[str, 
     ]
 
 
-CURRENT = Schema(version=SCHEMA_VERSION, create=create_tables)
+def _tell_hosts_apart(connection: sqlite3.Connection) -> None:
+    """Make what version 1 says is on `local`, as all was, everybody's; new fields have defaults."""
+    for table in ("instance", "warm_domain"):
+        connection.execute(
+            f"UPDATE {table} SET body = json_set(body, '$.host_id', '')"  # noqa: S608  # constants
+            " WHERE json_extract(body, '$.host_id') = 'local'"
+        )
+
+
+CURRENT = Schema(version=SCHEMA_VERSION, create=create_tables, steps={1: _tell_hosts_apart})
 
 
 def check_version(connection: sqlite3.Connection, schema: Schema) -> int:

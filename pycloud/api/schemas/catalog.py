@@ -49,6 +49,7 @@ def service_vm_json(service_vm: ServiceVM) -> Json:
     return {
         "id": service_vm.id,
         "service_id": service_vm.service_id,
+        "host_id": service_vm.host_id,
         "disk": {
             "sha256": service_vm.disk.blob.id,
             "size_bytes": service_vm.disk.blob.size_bytes,

@@ -9,7 +9,7 @@ from pyramid.response import Response
 from pycloud.api.replies import json_reply, page_reply
 from pycloud.api.schemas.catalog import upload_json
 from pycloud.core.model.identifiers import UploadId
-from pycloud.errors import Conflict, InvalidInput
+from pycloud.errors import Conflict, InvalidInput, OnAnotherHost
 from pycloud.web.bodies import body_stream
 from pycloud.web.errors import OffsetMismatch
 from pycloud.web.request import Request
@@ -64,6 +64,8 @@ def append_upload(request: Request) -> Response:
     offset_bytes = int(request.headers["Upload-Offset"])
     try:
         upload = request.core.uploads.append(upload_id, offset_bytes, body_stream(request))
+    except OnAnotherHost:
+        raise
     except Conflict as exc:
         raise OffsetMismatch(exc.message) from exc
     response = _empty()

@@ -77,7 +77,12 @@ class InstanceOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instances:
-    """The Instances of this cloudlet. Safe to use from several threads and servers."""
+    """The Instances of this cloudlet. Safe to use from several threads and servers.
+
+    They run on the Host that has their Service. Starting, joining, leaving and stopping can
+    be asked for on any Host, as records and Jobs carry it over; what has to look at or touch
+    a guest at once raises OnAnotherHost elsewhere.
+    """
 
     records: InstanceRecords
     catalog: Catalog
@@ -106,10 +111,14 @@ class Instances:
         return self.records.store.instances.find(where, limit=limit, cursor=cursor)
 
     def serial_tail(self, instance_id: InstanceId, *, limit_bytes: int) -> bytes:
-        """Return the end of the serial output, kept also when the start failed."""
+        """Return the end of the serial output, kept also when the start failed.
+
+        Raises NotFound, OnAnotherHost.
+        """
         instance = self.instance(instance_id)
         if instance.state in _OVER:
             return instance.serial_output.encode()[-limit_bytes:]
+        self._require_here(instance)
         return self.guests.view.serial_tail(instance_id, limit_bytes=limit_bytes)
 
     # -- start and join ----------------------------------------------------------------
@@ -145,6 +154,7 @@ class Instances:
                 },
                 resources=(f"instance/{instance.id}", f"service/{service.id}"),
                 created_by=by,
+                host_id=instance.host_id,
             )
         )
         return Started(instance=instance, job=job)
@@ -164,7 +174,7 @@ class Instances:
             id=instance_id,
             service_id=service.id,
             service_vm_id=service_vm.id,
-            host_id=self.guests.placement.host_id,
+            host_id=self.guests.placement.this_host.named(service_vm.host_id),
             vcpus=service.vcpus,
             memory_mib=service.ideal_memory_mib,
             service_port=service.port,
@@ -221,20 +231,29 @@ class Instances:
     # -- pause and resume ---------------------------------------------------------------
 
     def pause(self, instance_id: InstanceId, *, by: Principal) -> Instance:
-        """Stop the guest's processors; its memory stays. Raises NotFound, IllegalTransition."""
-        self.instance(instance_id).check_transition(InstanceState.PAUSED)
+        """Stop the guest's processors; its memory stays.
+
+        Raises NotFound, IllegalTransition, OnAnotherHost.
+        """
+        instance = self.instance(instance_id)
+        instance.check_transition(InstanceState.PAUSED)
+        self._require_here(instance)
         self.guests.hypervisor.pause(domain_id_of(instance_id))
         return self.records.move(instance_id, InstanceState.PAUSED, by=by)
 
     def resume(self, instance_id: InstanceId, *, by: Principal) -> Instance:
-        """Let a paused guest go on. Raises NotFound, IllegalTransition."""
+        """Let a paused guest go on. Raises NotFound, IllegalTransition, OnAnotherHost."""
         instance = self.instance(instance_id)
         if instance.state is not InstanceState.PAUSED:
             raise IllegalTransition(
                 "instance", instance_id, state=instance.state, wanted=InstanceState.RUNNING
             )
+        self._require_here(instance)
         self.guests.hypervisor.resume(domain_id_of(instance_id))
         return self.records.move(instance_id, InstanceState.RUNNING, by=by)
+
+    def _require_here(self, instance: Instance) -> None:
+        self.guests.placement.this_host.require("instance", instance.id, instance.host_id)
 
     # -- stop --------------------------------------------------------------------------
 
@@ -322,6 +341,7 @@ class Instances:
             resources=(f"instance/{instance.id}", f"service/{instance.service_id}"),
             created_by=by,
             may_cancel=False,
+            host_id=instance.host_id,
         )
         try:
             return self.jobs.submit(request)
@@ -361,10 +381,12 @@ class Instances:
             return
 
     def stop_overdue(self, *, by: Principal) -> None:
-        """Stop every Instance whose idle or lifetime deadline has passed, or without users."""
-        now = self.records.clock.now()
+        """Stop every Instance here whose deadline has passed, idle or for life, or unused."""
+        now, here = self.records.clock.now(), self.guests.placement.this_host
         for state in _EXECUTING:
             for found in self.instances({"state": state}, limit=_MANY).items:
+                if not here.has(found.host_id):
+                    continue
                 passed = any(
                     at is not None and at <= now for at in (found.idle_at, found.expires_at)
                 )

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
-from pycloud.core.model.identifiers import JobId, Principal
+from pycloud.core.model.fleet import UNTOLD, ThisHost
+from pycloud.core.model.identifiers import HostId, JobId, Principal
 from pycloud.core.model.runtime import Event, Job, JobKind, JobState
 from pycloud.core.ports import Clock, Slice, Store
 from pycloud.errors import Conflict, StaleRecord
@@ -19,7 +20,8 @@ _FOREIGN_POLL_S = 0.25
 class JobRequest:
     """What is asked for: the kind, its arguments, what it touches and who asks.
 
-    `may_cancel` False is for Jobs that have to be done once they are asked for.
+    `may_cancel` False is for Jobs that have to be done once they are asked for. `host_id`
+    is where the work has to be done, here unless it is said.
     """
 
     kind: JobKind
@@ -28,14 +30,16 @@ class JobRequest:
     created_by: Principal
     id: JobId | None = None
     may_cancel: bool = True
+    host_id: HostId = UNTOLD
 
 
 class Jobs:
-    """The Jobs of this cloudlet. Safe to use from several threads."""
+    """The Jobs of this cloudlet, on all its Hosts. Safe to use from several threads."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, *, host: ThisHost) -> None:
         self._store = store
         self._clock = clock
+        self._host = host
         self._changed = threading.Condition()
         self._listeners: list[Callable[[Job], None]] = []
 
@@ -44,7 +48,7 @@ class Jobs:
         self._listeners.append(listener)
 
     def submit(self, request: JobRequest) -> Job:
-        """Store a Job, durably, and let a runner know."""
+        """Store a Job, durably, and let the runner here know if it is for this Host."""
         job = self._store.jobs.add(
             Job(
                 id=request.id or JobId(uuid4().hex),
@@ -52,6 +56,7 @@ class Jobs:
                 arguments=dict(request.arguments),
                 resources=request.resources,
                 may_cancel=request.may_cancel,
+                host_id=self._host.named(request.host_id),
                 created_by=request.created_by,
                 created_at=self._clock.now(),
             )

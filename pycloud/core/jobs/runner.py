@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Works on Jobs: claims them by compare-and-swap, runs their steps, undoes what failed.
 
-Several servers may share one store: a lease decides who works on a Job, and a
-Job whose lease ran out is rolled forward or back by whoever finds it first. This
-is the one place that catches every exception: a Job always ends with a record.
+Several servers may share one store: a Job is worked on by servers of the Host that it
+names alone, a lease decides which of them, and a Job whose lease ran out is rolled
+forward or back by whichever of them finds it first. This is the one place that catches every exception: a Job always ends with a record.
 """
 
 import logging
@@ -17,6 +17,7 @@ from datetime import timedelta
 from pycloud.core.jobs.lease import CANCELLED, HeldJob, LeaseLost
 from pycloud.core.jobs.ledger import Jobs
 from pycloud.core.jobs.procedure import Lane, Procedure, Recovery, Step, StepContext
+from pycloud.core.model.fleet import ThisHost
 from pycloud.core.model.identifiers import JobId, Principal
 from pycloud.core.model.runtime import Failure, Job, JobKind, JobState
 from pycloud.core.ports import Clock, Store
@@ -34,6 +35,7 @@ StepObserver = Callable[[JobKind, str, str], None]
 """Told (kind, step, `begin`, `end` or `undo`) around every step."""
 
 _STOP_POLL_S = 0.02
+_MANY = 100_000
 _MOST_ATTEMPTS = 5
 """A Job that killed its server this often is rolled back, not tried again."""
 
@@ -43,6 +45,7 @@ class RunnerOptions:
     """Who this server is among those that share the store, and how much it takes on."""
 
     server_id: str
+    host: ThisHost
     lease_s: float
     workers: Mapping[Lane, int]
     poll_s: float = 1.0
@@ -130,8 +133,13 @@ class JobRunner:
 
     def _queued(self) -> list[Job]:
         """Return the queued Jobs that this server can run; a newer one may have stored others."""
-        queued = self._store.jobs.find({"state": JobState.QUEUED}).items
-        return [job for job in queued if job.kind in self._procedures]
+        return [job for job in self._in_state(JobState.QUEUED) if self._is_ours(job)]
+
+    def _in_state(self, state: JobState) -> tuple[Job, ...]:
+        return self._store.jobs.find({"state": state}, limit=_MANY).items
+
+    def _is_ours(self, job: Job) -> bool:
+        return job.kind in self._procedures and self._options.host.has(job.host_id)
 
     def _noticed(self, job: Job) -> None:
         held = self._held.get(job.id)
@@ -141,8 +149,9 @@ class JobRunner:
             self._dispatch(job)
 
     def _dispatch(self, job: Job) -> None:
-        procedure = self._procedures.get(job.kind)
-        pool = self._pools.get(procedure.lane) if procedure is not None else None
+        if not self._is_ours(job):
+            return
+        pool = self._pools.get(self._procedures[job.kind].lane)
         with self._lock:
             # Under the lock of `stop`, which shuts the pools down afterwards.
             if pool is None or self._stopping.is_set() or job.id in self._dispatched:
@@ -203,9 +212,9 @@ class JobRunner:
         forward are queued again, because finishing one may take an hour.
         """
         now = self._clock.now()
-        for job in self._store.jobs.find({"state": JobState.RUNNING}).items:
+        for job in self._in_state(JobState.RUNNING):
             expired = job.lease_expires_at is None or job.lease_expires_at <= now
-            if not expired or job.kind not in self._procedures:
+            if not expired or not self._is_ours(job):
                 continue
             try:
                 self._recover(job)
@@ -247,12 +256,13 @@ class JobRunner:
         try:
             job = self._store.jobs.get(job_id)
             expired = job.lease_expires_at is None or job.lease_expires_at <= now
-            if job.state is not expected or not expired or job.kind not in self._procedures:
+            if job.state is not expected or not expired or not self._is_ours(job):
                 return None
             claimed = self._store.jobs.replace(
                 replace(
                     job,
                     state=JobState.RUNNING,
+                    host_id=self._options.host.id,
                     lease_owner=self._options.server_id,
                     lease_expires_at=now + timedelta(seconds=self._options.lease_s),
                     attempts=job.attempts + 1,

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from pycloud.core.model.fleet import UNTOLD
 from pycloud.core.model.identifiers import (
     AppId,
     BlobId,
+    HostId,
     JobId,
     PackageId,
     Principal,
@@ -172,6 +174,7 @@ class ServiceVM:
     memory: MemoryState | None = None
     source: str = ""
     """Where it came from, for people: a file name, never a path."""
+    host_id: HostId = UNTOLD
     created_at: datetime
     generation: int = 0
 
@@ -195,6 +198,7 @@ class App:
     file_name: str
     blob: BlobRef
     md5sum: str
+    host_id: HostId = UNTOLD
     created_at: datetime
     updated_at: datetime
     generation: int = 0
@@ -213,6 +217,7 @@ class Upload:
     size_bytes: int
     offset_bytes: int = 0
     created_by: Principal
+    host_id: HostId = UNTOLD
     created_at: datetime
     expires_at: datetime
     generation: int = 0
@@ -227,6 +232,7 @@ class Package:
     file_name: str
     blob: BlobRef
     job_id: JobId
+    host_id: HostId = UNTOLD
     created_at: datetime
     expires_at: datetime
     generation: int = 0

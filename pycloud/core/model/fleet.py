@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pycloud.core.model.identifiers import DomainId, HostId, InstanceId
+from pycloud.errors import OnAnotherHost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,35 @@ class Cloudlet:
     address: str
     port: int
     version: str
+
+
+UNTOLD = HostId("")
+"""In records from before hosts were told apart, when there was one: everybody's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThisHost:
+    """The Host that this server works on, one of those that may share a store.
+
+    Servers on one data directory are of one Host. Records are for all to read; what they
+    stand for (disks, memory states, staged files, guests, ports) is on one Host, and only a
+    server there makes, changes, runs or removes it.
+    """
+
+    id: HostId
+
+    def has(self, host_id: HostId) -> bool:
+        """Return whether what a record stands for is here."""
+        return host_id in (self.id, UNTOLD)
+
+    def named(self, host_id: HostId) -> HostId:
+        """Return the id of a Host that a record names, or that of this one."""
+        return host_id or self.id
+
+    def require(self, kind: str, identifier: str, host_id: HostId) -> None:
+        """Return if this is here. Raises OnAnotherHost."""
+        if not self.has(host_id):
+            raise OnAnotherHost(kind, identifier, host_id=host_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

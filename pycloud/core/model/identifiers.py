@@ -16,6 +16,7 @@ AppId = NewType("AppId", str)
 InstanceId = NewType("InstanceId", str)
 JobId = NewType("JobId", str)
 HostId = NewType("HostId", str)
+"""The machine and data directory on which disks lie and guests run."""
 UploadId = NewType("UploadId", str)
 PackageId = NewType("PackageId", str)
 BlobId = NewType("BlobId", str)

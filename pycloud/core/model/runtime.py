@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from pycloud.core.model.fleet import UNTOLD
 from pycloud.core.model.identifiers import (
     DeviceId,
     DomainId,
@@ -189,6 +190,8 @@ class Job:
     progress: Progress = Progress()
     may_cancel: bool = True
     cancel_requested: bool = False
+    host_id: HostId = UNTOLD
+    """Where it has to be worked on: by a server of the host whose guests and files it moves."""
     created_by: Principal
     lease_owner: str = ""
     lease_expires_at: datetime | None = None

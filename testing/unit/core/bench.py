@@ -11,9 +11,10 @@ from pycloud.core.access import ADMIN
 from pycloud.core.jobs import JobRunner, Jobs, Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.jobs.ledger import JobRequest
 from pycloud.core.jobs.runner import RunnerOptions
+from pycloud.core.model.fleet import ThisHost
 from pycloud.core.model.runtime import Failure, JobKind, JobState
 from pycloud.errors import HypervisorError
-from testing.factories import a_job
+from testing.factories import THIS_HOST, a_job
 
 KIND = JobKind.SERVICE_ADD
 LEASE_S = 8.0
@@ -37,13 +38,16 @@ class Bench:
         self.other_jobs, self.other = self.server("two")
 
     def server(self, name, *, clock=None, lease_s=LEASE_S):
-        jobs = Jobs(self.store, clock or self.clock)
+        host = ThisHost(id=THIS_HOST)
+        jobs = Jobs(self.store, clock or self.clock, host=host)
         workers = {Lane.INSTANCES: 2, Lane.CONTENT: 2, Lane.BACKGROUND: 1}
         runner = JobRunner(
             jobs,
             store=self.store,
             clock=clock or self.clock,
-            options=RunnerOptions(server_id=name, lease_s=lease_s, workers=workers, poll_s=0.01),
+            options=RunnerOptions(
+                server_id=name, host=host, lease_s=lease_s, workers=workers, poll_s=0.01
+            ),
         )
         runner.register([self.procedure()])
         return jobs, runner
