@@ -33,8 +33,9 @@ RUNTIME = [
     "zeroconf>=0.131",
 ]
 
-# A second WSGI server for cloudlets with hundreds of clients; chosen by a setting.
-GRANIAN = ["granian>=2.0"]
+# A second WSGI server for cloudlets with hundreds of clients; chosen by a setting. The range is
+# narrow because what is used of it is not its public interface; `web/granian_server.py` repeats it.
+GRANIAN = ["granian>=2.8.7,<2.9"]
 
 DEV = [
     *GRANIAN,

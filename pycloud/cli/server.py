@@ -8,7 +8,7 @@ from pycloud.api import make_app as make_api
 from pycloud.manager import make_app as make_manager
 from pycloud.settings import Settings
 from pycloud.web.logs import set_up_logging
-from pycloud.web.running import Listener
+from pycloud.web.running import Listener, WsgiServer
 from pycloud.web.running import serve as serve_apps
 
 
@@ -25,6 +25,7 @@ def run(settings: Settings, *, on_ready: Callable[[Mapping[str, str]], None]) ->
             application=make_api(core, settings),
             host=settings.api_host,
             port=settings.api_port,
+            server=WsgiServer(settings.wsgi_server),
         ),
         Listener(
             name="manager",

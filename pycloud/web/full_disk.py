@@ -13,7 +13,8 @@ from waitress.parser import HTTPRequestParser
 from waitress.receiver import FixedStreamReceiver
 from waitress.utilities import Error
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What a full disk and a full quota are called."""
 _CODE = "insufficient_storage"
 
 
@@ -53,7 +54,7 @@ class Parser(HTTPRequestParser):
         try:
             consumed: int = super().received(data)
         except OSError as exc:
-            if exc.errno not in _NO_ROOM:
+            if exc.errno not in NO_ROOM:
                 raise
             consumed = self._drop(data)
         if self._has_no_room and self.completed:

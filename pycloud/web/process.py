@@ -21,13 +21,8 @@ _SPARE_FILES = 256
 def prepare_process(settings: Settings) -> None:
     """Give this process the file descriptors it may need, and a place for large bodies.
 
-    Raises InvalidSettings for a data directory that cannot be written, and for a WSGI
-    server that these processes are not.
+    Raises InvalidSettings for a data directory that cannot be written.
     """
-    if settings.wsgi_server != "waitress":
-        raise InvalidSettings(
-            "pycloud.wsgi_server", settings.wsgi_server, allowed="waitress, for this program"
-        )
     _raise_file_limit(settings.connection_limit + _SPARE_FILES)
     bodies = settings.data_dir / "bodies"
     try:

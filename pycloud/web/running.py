@@ -6,17 +6,28 @@ start and not half of it.
 """
 
 import logging
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
 from wsgiref.types import WSGIApplication
 
 from pycloud.errors import CloudletError
 from pycloud.settings import Settings
+from pycloud.web.granian_server import GranianServer
 from pycloud.web.process import prepare_process, stop_at_signals
-from pycloud.web.serving import BoundedServer, bind, build_server, limits_of
+from pycloud.web.serving import bind, build_server, limits_of
 
 logger = logging.getLogger(__name__)
+
+
+class WsgiServer(StrEnum):
+    """What may run an app; the values are those of `pycloud.wsgi_server`."""
+
+    WAITRESS = "waitress"
+    GRANIAN = "granian"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +38,20 @@ class Listener:
     application: WSGIApplication
     host: str
     port: int
+    server: WsgiServer = WsgiServer.WAITRESS
+
+
+class Server(Protocol):
+    """A server with its socket, whichever it is."""
+
+    effective_host: str
+    effective_port: str
+
+    def run(self) -> None:
+        """Serve until `stop`, finish what was begun, and release everything."""
+
+    def stop(self) -> None:
+        """Let `run` come to an end; safe in a signal handler and from any thread."""
 
 
 class ServerDied(CloudletError):
@@ -44,13 +69,12 @@ def serve(
     """Serve until SIGTERM or SIGINT; only from the main thread.
 
     `on_ready` is told the URL of every listener by its name. Raises InvalidSettings
-    for a port that is taken, ServerDied.
+    for a port that is taken and for a server that is not installed, ServerDied.
     """
     prepare_process(settings)
-    limits = limits_of(settings)
     sockets = [bind(listener.host, listener.port) for listener in listeners]
     servers = {
-        listener.name: build_server(listener.application, sock, limits)
+        listener.name: _build(listener, sock, settings)
         for listener, sock in zip(listeners, sockets, strict=True)
     }
     ended = threading.Event()
@@ -76,7 +100,13 @@ def serve(
         raise ServerDied("a server ended by itself; the log says why")
 
 
-def _run_in_thread(name: str, server: BoundedServer, ended: threading.Event) -> threading.Thread:
+def _build(listener: Listener, sock: socket.socket, settings: Settings) -> Server:
+    if listener.server is WsgiServer.GRANIAN:
+        return GranianServer(listener.application, sock, settings)
+    return build_server(listener.application, sock, limits_of(settings))
+
+
+def _run_in_thread(name: str, server: Server, ended: threading.Event) -> threading.Thread:
     def body() -> None:
         try:
             server.run()

@@ -308,6 +308,9 @@ def paste_server(
     }
     if app not in places:
         raise InvalidSettings("app", app, allowed="api or manager")
+    if app == "api" and settings.wsgi_server != "waitress":
+        allowed = "waitress under pserve; `pycloud serve` runs the others"
+        raise InvalidSettings("pycloud.wsgi_server", settings.wsgi_server, allowed=allowed)
     prepare_process(settings)
     server = build_server(application, bind(*places[app]), limits_of(settings))
     stop_at_signals(server.stop)
