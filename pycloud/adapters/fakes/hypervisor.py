@@ -275,16 +275,15 @@ class FakeHypervisor:
             domain = self._domains.get(domain_id)
             return domain is not None and domain.state != CRASHED
 
-    def accepts(self, domain_id: DomainId, host_port: int) -> bool:
-        """Return whether a running guest takes connections on a published port."""
+    def accepts(self, domain_id: DomainId, port: int) -> bool:
+        """Return whether a running guest takes connections: a bridged one on any port."""
         with self._lock:
             self._enter("accepts")
             domain = self._domains.get(domain_id)
-            return (
-                self.accepting
-                and domain is not None
-                and domain.state == RUNNING
-                and any(mapping.host_port == host_port for mapping in domain.forwards)
+            if not self.accepting or domain is None or domain.state != RUNNING:
+                return False
+            return not isinstance(domain.spec.network, UserNetwork) or any(
+                mapping.host_port == port for mapping in domain.forwards
             )
 
     def address(self, domain_id: DomainId) -> str | None:

@@ -33,15 +33,21 @@ class LibvirtGuestView:
         domain = self._host.domains.find(domain_id)
         return domain is not None and domain.state in {RUNNING, PAUSED}
 
-    def accepts(self, domain_id: DomainId, host_port: int) -> bool:
-        """Return whether a connection to a published port got beyond the emulator."""
+    def accepts(self, domain_id: DomainId, port: int) -> bool:
+        """Return whether a connection to a published port got beyond the emulator.
+
+        On a bridge no emulator stands in front of the guest, so whatever was connected was.
+        """
         try:
             self._host.domains.require(domain_id)
             connections = self._host.monitor(domain_id).connections()
         except (DomainNotFound, LibvirtRefused):
             return False
+        if not connections:
+            # QEMU prints at least the forward that listens, unless there is no user-mode network.
+            return self._card(domain_id) is not None
         return any(
-            item.host_port == host_port and item.state not in _NOT_ACCEPTED for item in connections
+            item.host_port == port and item.state not in _NOT_ACCEPTED for item in connections
         )
 
     def address(self, domain_id: DomainId) -> str | None:

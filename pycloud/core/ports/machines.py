@@ -169,8 +169,12 @@ class GuestView(Protocol):
         """Return whether the guest still executes or is paused by us: not crashed, not gone."""
         ...
 
-    def accepts(self, domain_id: DomainId, host_port: int) -> bool:
-        """Return whether the guest itself accepted a connection through a forward."""
+    def accepts(self, domain_id: DomainId, port: int) -> bool:
+        """Return whether the guest itself accepted a connection that the caller has made.
+
+        `port` is the host port of a forward, whose far side is looked at; on a bridge it is
+        the guest's own, and a connection there is one with the guest.
+        """
         ...
 
     def address(self, domain_id: DomainId) -> str | None:

@@ -304,6 +304,15 @@ def test_accepts_knows_only_published_ports_when_the_guest_runs(hypervisor, spec
     assert not hypervisor.accepts(spec.domain_id, 20001)
 
 
+@pytest.mark.parametrize("accepting", [True, False])
+def test_bridged_guest_takes_connections_itself_on_any_port(hypervisor, spec, accepting):
+    network = BridgedNetwork(bridge="br0", mac_address="52:54:00:00:00:01")
+    hypervisor.start(replace(spec, network=network), on_phase=ignore)
+    hypervisor.accepting = accepting
+
+    assert hypervisor.accepts(spec.domain_id, 8080) is accepting
+
+
 def test_address_is_known_when_the_guest_is_bridged(hypervisor, spec):
     network = BridgedNetwork(bridge="br0", mac_address="52:54:00:00:00:01")
     hypervisor.start(replace(spec, network=network), on_phase=ignore)
