@@ -75,7 +75,9 @@ function formOf(operation) {
   return form;
 }
 
-document.querySelector(".token").hidden = false;
+const tokenForm = document.querySelector(".token");
+tokenForm.hidden = false;
+tokenForm.addEventListener("submit", (event) => event.preventDefault());
 for (const operation of document.querySelectorAll(".operation")) {
   operation.addEventListener("toggle", () => operation.append(formOf(operation)), { once: true });
 }
