@@ -88,8 +88,7 @@ def start_servicevm(request: Request) -> Response:
         by=request.principal,
     )
     instance = _awaited_start(request, started)
-    here = request.core.system.placement.this_host.has(instance.host_id)
-    return _reply(_servicevm_json(instance, request.core.cloudlet.fqdn if here else None))
+    return _reply(_servicevm_json(instance, _fqdn_of(request, instance)))
 
 
 def stop_servicevm(request: Request) -> Response:
@@ -105,6 +104,16 @@ def stop_servicevm(request: Request) -> Response:
         if job.state is JobState.FAILED and job.failure is not None:
             raise JobFailed(job.failure.message, error_code=job.failure.code)
     return _reply({})
+
+
+def _fqdn_of(request: Request, instance: Instance) -> str | None:
+    """Return this cloudlet's name if clients reach the Instance under it.
+
+    Old clients prefer the name to the address, but a guest on a bridge has an address of its
+    own, and one on another host that host's.
+    """
+    is_here = request.core.system.placement.this_host.has(instance.host_id)
+    return request.core.cloudlet.fqdn if is_here and instance.ports else None
 
 
 def _awaited_start(request: Request, started: Started) -> Instance:

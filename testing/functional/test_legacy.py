@@ -4,17 +4,30 @@
 import hashlib
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from webtest import TestApp
 
 from pycloud.adapters.fakes.network import Answer
 from pycloud.core.model.fleet import CpuInfo, HostMetadata, MemoryInfo
-from pycloud.core.model.identifiers import AppId, DeviceId, InstanceId, ServiceId
-from pycloud.core.model.runtime import InstanceState, JobState
+from pycloud.core.model.identifiers import AppId, DeviceId, HostId, InstanceId, ServiceId
+from pycloud.core.model.runtime import InstanceState, JobState, PortMapping
 from pycloud.errors import HypervisorError
-from testing.factories import a_service, an_app
-from testing.stand import PHONE, Stand
+from testing.factories import a_service, an_app, an_instance
+from testing.stand import PHONE, Stand, make_stand
+
+
+@contextmanager
+def at_work(stand: Stand) -> Iterator[Stand]:
+    """Let the Jobs of a cloudlet be worked on."""
+    stand.core.background.runner.start()
+    try:
+        yield stand
+    finally:
+        stand.core.background.runner.stop()
 
 
 def start(phone: TestApp, query: str = "serviceId=echo&join=false") -> dict:
@@ -116,6 +129,41 @@ def test_start_answers_when_the_service_has(stand: Stand, phone: TestApp) -> Non
     assert (answer["vnc_address"], answer["ssh_port"], answer["fqdn"]) == (None, None, None)
     assert instance.device_id == "phone-1"
     assert instance.owner == "device:phone-1"
+
+
+def test_start_tells_the_cloudlets_name_of_a_forwarded_guest(tmp_path: Path) -> None:
+    with at_work(make_stand(tmp_path, fqdn="box.example.org")) as stand:
+        stand.add_service("echo")
+        answer = start(stand.api())
+    assert (answer["ip_address"], answer["fqdn"]) == ("192.0.2.10", "box.example.org")
+
+
+def test_start_tells_a_bridged_guests_own_address_and_port(tmp_path: Path) -> None:
+    with at_work(make_stand(tmp_path, fqdn="box.example.org", network_bridge="br0")) as stand:
+        stand.add_service("echo")
+        client = stand.api()
+        answer = start(client)
+        shown = client.get(f"/api/v2/instances/{answer['_id']}").json
+    # The name is that of the cloudlet, which does not serve on the guest's port.
+    assert (answer["ip_address"], answer["port"], answer["fqdn"]) == ("192.0.2.100", 8080, None)
+    assert (shown["address"], shown["port"], shown["ports"]) == ("192.0.2.100", 8080, [])
+
+
+def test_start_does_not_tell_this_hosts_name_of_a_guest_on_another(tmp_path: Path) -> None:
+    with at_work(make_stand(tmp_path, fqdn="box.example.org")) as stand:
+        stand.add_service("echo", sharing_limit=2)
+        stand.store.instances.add(
+            an_instance(
+                state=InstanceState.RUNNING,
+                service_id=ServiceId("echo"),
+                host_id=HostId("next-door"),
+                address="192.0.2.11",
+                ports=(PortMapping(guest_port=8080, host_port=20001),),
+                sharing_limit=2,
+            )
+        )
+        answer = start(stand.api(), "serviceId=echo&join=true")
+    assert (answer["ip_address"], answer["port"], answer["fqdn"]) == ("192.0.2.11", 20001, None)
 
 
 @pytest.mark.parametrize("query", ["", "?serviceId=", "?serviceId=nobody", "?serviceId=%2e%2e"])

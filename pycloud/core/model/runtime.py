@@ -124,7 +124,12 @@ class Instance:
     generation: int = 0
 
     def published_port(self) -> int | None:
-        """The port at which clients reach the service port, if it is published yet."""
+        """Return the port at which clients reach the service port, None if they cannot.
+
+        On a bridge it is the service port itself, at the guest's own address.
+        """
+        if self.state not in LIVE_STATES:
+            return None
         for mapping in self.ports:
             if mapping.guest_port == self.service_port:
                 return mapping.host_port
