@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All measurements with one command, as tables of ratios to baselines of the same run.
 
-    python -m testing.bench [starts crowd api store packages] [--quick] [--write docs/benchmarks.md]
+    python -m testing.bench [starts crowd api granian store packages] [--quick] [--write docs/benchmarks.md]
 
 Without names everything is measured, which takes about half an hour; --quick takes a few
 minutes and shows little more than that the measurements work.
@@ -20,13 +20,14 @@ from pycloud.adapters.clock import SystemClock
 from pycloud.adapters.data_directory import DataDirectory
 from pycloud.adapters.libvirt.host import LibvirtHost
 from pycloud.settings import Settings
-from testing.bench import api, crowd, packages, starts, store
+from testing.bench import api, api_granian, crowd, packages, starts, store
 from testing.bench.table import Effort, Table
 
 TOPICS: dict[str, Callable[[Path, Effort], list[Table]]] = {
     "starts": starts.tables,
     "crowd": crowd.tables,
     "api": api.tables,
+    "granian": api_granian.tables,
     "store": store.tables,
     "packages": packages.tables,
 }

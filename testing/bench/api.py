@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,12 +236,12 @@ def table_of(rows: list[Row]) -> Table:
         rows=tuple(
             (
                 f"{row.path.partition('?')[0]}, {row.load.name}",
-                f"{_median(row.ours, 'requests_per_s'):.0f}",
-                f"{_median(row.bare, 'requests_per_s'):.0f}",
+                f"{median_of(row.ours, 'requests_per_s'):.0f}",
+                f"{median_of(row.bare, 'requests_per_s'):.0f}",
                 ratio(row.ratio),
                 f"{promises[row.path]:.1f}",
-                f"{_median(row.ours, 'p99_ms'):.1f} ms",
-                f"{_median(row.bare, 'p99_ms'):.1f} ms",
+                f"{median_of(row.ours, 'p99_ms'):.1f} ms",
+                f"{median_of(row.bare, 'p99_ms'):.1f} ms",
             )
             for row in rows
         ),
@@ -249,7 +249,8 @@ def table_of(rows: list[Row]) -> Table:
     )
 
 
-def _median(measured: tuple[Measured, ...], figure: str) -> float:
+def median_of(measured: Sequence[Measured], figure: str) -> float:
+    """Return the median of one figure of several rounds."""
     return statistics.median(getattr(one, figure) for one in measured)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two servers that `testing.bench.api` compares; it starts them, people do not.
+"""The servers that `testing.bench.api` and `api_granian` compare; people do not start them.
 
-    python -m testing.bench.api_servers ours|bare DIRECTORY
+    python -m testing.bench.api_servers ours|granian|bare DIRECTORY
 
 Prints the port it listens on and serves until it is told to end.
 """
@@ -10,14 +10,17 @@ import logging
 import os
 import sys
 from pathlib import Path
+from wsgiref.types import WSGIApplication
 
 from pyramid.config import Configurator
 from pyramid.response import Response
 from waitress.server import create_server
 
 from pycloud import api, wiring
-from pycloud.settings import from_mapping
+from pycloud.settings import Settings, from_mapping
+from pycloud.web.granian_server import GranianServer
 from pycloud.web.process import stop_at_signals
+from pycloud.web.running import Server
 from pycloud.web.serving import bind, build_server, limits_of
 from testing.bench.api import PATHS, SERVICES
 from testing.factories import a_service
@@ -28,6 +31,25 @@ CONNECTIONS = 2000
 
 def serve_ours(directory: Path) -> None:
     """Serve the whole application as `pycloud serve` does."""
+    application, settings = whole_application(directory)
+    run(build_server(application, bind("127.0.0.1", 0), limits_of(settings)))
+
+
+def serve_granian(directory: Path) -> None:
+    """Serve the whole application as `pycloud serve` does if the settings ask for granian."""
+    application, settings = whole_application(directory)
+    run(GranianServer(application, bind("127.0.0.1", 0), settings))
+
+
+def run(server: Server) -> None:
+    """Tell the port and serve."""
+    stop_at_signals(server.stop)
+    print(server.effective_port, flush=True)
+    server.run()
+
+
+def whole_application(directory: Path) -> tuple[WSGIApplication, Settings]:
+    """Return the Cloudlet API on a store with some services."""
     loaded = from_mapping(
         {
             "pycloud.data_dir": str(directory / "data"),
@@ -41,11 +63,7 @@ def serve_ours(directory: Path) -> None:
     store = core.background.store
     for number in range(SERVICES):
         store.services.add(a_service(id=f"service-{number:03}"))
-    application = api.make_app(core, loaded)
-    server = build_server(application, bind("127.0.0.1", 0), limits_of(loaded))
-    stop_at_signals(server.stop)
-    print(server.effective_port, flush=True)
-    server.run()
+    return api.make_app(core, loaded), loaded
 
 
 def serve_bare(directory: Path) -> None:
@@ -82,4 +100,4 @@ if __name__ == "__main__":
     # It warns at every request that has to queue, on both sides.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     kind, place = sys.argv[1:]
-    {"ours": serve_ours, "bare": serve_bare}[kind](Path(place))
+    {"ours": serve_ours, "granian": serve_granian, "bare": serve_bare}[kind](Path(place))
