@@ -22,6 +22,8 @@ from pycloud.web.serving import bind, build_server, limits_of
 
 logger = logging.getLogger(__name__)
 
+_WAKE_S = 0.5
+
 
 class WsgiServer(StrEnum):
     """What may run an app; the values are those of `pycloud.wsgi_server`."""
@@ -89,7 +91,10 @@ def serve(
     if on_ready is not None:
         on_ready(urls)
     try:
-        ended.wait()
+        # The kernel may hand a signal to any thread, and then only a main thread that wakes
+        # by itself runs its handler.
+        while not ended.wait(_WAKE_S):
+            continue
     finally:
         was_asked = all(thread.is_alive() for thread in threads)
         for server in servers.values():
