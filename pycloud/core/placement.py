@@ -28,6 +28,7 @@ _BLOCKED_FOR = timedelta(minutes=5)
 """How long a port that another program holds is left alone."""
 _PORT_ATTEMPTS = 16
 _MANY = 100_000
+_GENERATIONS = 2**48
 _MIB = 1024 * 1024
 
 
@@ -110,7 +111,7 @@ class Placement:
     def release(self, holder: str) -> None:
         """Give room and ports of `holder` back; idempotent."""
         for lease in self._store.port_leases.find({"holder": holder}).items:
-            self._store.port_leases.remove(lease.id)
+            self._remove(lease)
         self._change_host(
             lambda host: replace(
                 host, claims=tuple(claim for claim in host.claims if claim.holder != holder)
@@ -174,13 +175,14 @@ class Placement:
         blocked = {"holder": "", "host_id": self._options.host_id}
         for lease in self._store.port_leases.find(blocked, limit=_MANY).items:
             if lease.blocked_until is not None and lease.blocked_until <= now:
-                self._unblock(lease)
+                self._remove(lease)
 
-    def _unblock(self, lease: PortLease) -> None:
+    def _remove(self, lease: PortLease) -> None:
+        """Remove exactly this lease, none that somebody took of the same port since."""
         try:
             self._store.port_leases.remove(lease.id, generation=lease.generation)
         except (NotFound, StaleRecord):
-            # Another server was faster, and somebody may have leased the port already.
+            # Another thread or server was faster, or the port was found taken and is blocked.
             return
 
     def _lease(self, port: int, holder: str) -> PortLease:
@@ -190,6 +192,8 @@ class Placement:
             host_id=self._options.host_id,
             holder=holder,
             created_at=self._clock.now(),
+            # The id comes back with the port. Drawn, so that no earlier lease was the same.
+            generation=random.randrange(_GENERATIONS),  # noqa: S311  # tells apart, guards nothing
         )
 
     def _lease_id(self, port: int) -> str:

@@ -77,11 +77,12 @@ def test_repositories_keep_kinds_apart_when_ids_are_the_same(store):
 # -- writing ----------------------------------------------------------------------
 
 
-def test_add_stores_generation_one_when_the_record_says_otherwise(store):
-    added = store.services.add(a_service(generation=7))
+@pytest.mark.parametrize("generation", [0, 7, 2**48])
+def test_add_counts_on_from_the_generation_that_the_record_says(store, generation):
+    added = store.services.add(a_service(generation=generation))
 
-    assert added.generation == 1
-    assert store.services.get(added.id).generation == 1
+    assert added.generation == generation + 1
+    assert store.services.get(added.id).generation == generation + 1
 
 
 def test_add_raises_duplicate_record_when_the_id_is_taken(store):

@@ -53,7 +53,7 @@ class MemoryRepository(Generic[D]):
     def add(self, record: D) -> D:
         """Store a new record. Raises DuplicateRecord."""
         self._check_open()
-        stored = replace(record, generation=1)
+        stored = replace(record, generation=record.generation + 1)
         document = self._codec.encode(stored)
         with self._lock:
             if record.id in self._documents:

@@ -83,7 +83,7 @@ class MongoRepository(Generic[D]):
 
     def add(self, record: D) -> D:
         """Store a new record. Raises DuplicateRecord."""
-        stored = replace(record, generation=1)
+        stored = replace(record, generation=record.generation + 1)
         document = _to_mongo(self._codec.encode(stored))
         with translating(), self._revision.change():
             try:

@@ -92,7 +92,7 @@ class SqliteRepository(Generic[D]):
 
     def add(self, record: D) -> D:
         """Store a new record. Raises DuplicateRecord."""
-        stored = replace(record, generation=1)
+        stored = replace(record, generation=record.generation + 1)
         values = self._values(stored)
         with self._database.transaction() as connection:
             try:

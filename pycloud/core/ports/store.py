@@ -44,9 +44,11 @@ class Repository(Protocol[R]):
     """
 
     def add(self, record: R) -> R:
-        """Store a new record as generation 1 and return it.
+        """Store a new record, one generation higher than it says, and return it.
 
-        Raises DuplicateRecord if the id is taken: adding is how ids are claimed.
+        New records say 0. Where ids are used again, who draws another number keeps the
+        generations of the earlier record from coming back. Raises DuplicateRecord if the id
+        is taken: adding is how ids are claimed.
         """
         ...
 

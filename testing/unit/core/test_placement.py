@@ -215,3 +215,50 @@ def test_unblocking_spares_a_port_that_was_leased_anew_meanwhile(bench, placemen
     placement.unblock_ports()
 
     assert len(bench.leased()) == 5
+
+
+def test_release_spares_a_port_that_was_leased_anew_meanwhile(bench, placement):
+    """Two releases of one holder overlap: the slower one finds what it no longer has."""
+    placement.lease_port("a", 80)
+    find = bench.store.port_leases.find
+
+    def find_then_lease(where=None, **options):
+        found = find(where, **options)
+        bench.store.port_leases.find = find
+        bench.server().release("a")
+        for number in range(5):
+            bench.server().lease_port(f"new {number}", 80)
+        return found
+
+    bench.store.port_leases.find = find_then_lease
+
+    placement.release("a")
+
+    assert len(bench.leased()) == 5
+
+
+def test_release_spares_a_port_that_was_blocked_meanwhile(bench, placement):
+    port = placement.lease_port("a", 80).host_port
+    find = bench.store.port_leases.find
+
+    def find_then_block(where=None, **options):
+        found = find(where, **options)
+        bench.store.port_leases.find = find
+        bench.server().block_port(port)
+        return found
+
+    bench.store.port_leases.find = find_then_block
+
+    placement.release("a")
+
+    assert bench.leased() == [port]
+
+
+def test_racing_releases_of_one_holder_give_everything_back_once(bench, placement):
+    placement.claim("a", SMALL)
+    placement.lease_port("a", 80)
+
+    results = at_once([partial(bench.server().release, "a") for _ in range(6)])
+
+    assert not any(isinstance(result, Exception) for result in results)
+    assert (bench.leased(), placement.holders()) == ([], frozenset())
