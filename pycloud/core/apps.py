@@ -145,7 +145,7 @@ class Apps:
                 updated_at=now,
             )
         )
-        self._uploads.discard(upload_id)
+        self._uploads.drop(upload_id)
         self._record(app.id, "added", by)
         return app
 

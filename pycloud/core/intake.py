@@ -253,7 +253,7 @@ class Intake:
             except DuplicateRecord:
                 log.info("preparation_was_asked_for_already", extra={"job_id": prepare_id})
             context.add_result("prepare_job", prepare_id)
-        self.uploads.discard(UploadId(job.arguments["upload_id"]))
+        self.uploads.drop(UploadId(job.arguments["upload_id"]))
 
     def _service_vm(self, context: StepContext, draft: ServiceDraft) -> ServiceVM:
         facts = self.hypervisor.facts()

@@ -11,13 +11,15 @@ from uuid import uuid4
 
 from pycloud.core.model.catalog import Upload
 from pycloud.core.model.fleet import ThisHost
-from pycloud.core.model.identifiers import Principal, UploadId
+from pycloud.core.model.identifiers import JobId, Principal, UploadId
+from pycloud.core.model.runtime import JobState
 from pycloud.core.ports import Blobs, Clock, Slice, Store
 from pycloud.errors import Conflict, InsufficientStorage, InvalidInput, QuotaExceeded
 
 CONTENT = "content"
 """The name of the uploaded file in the staging area named by the upload."""
 _MANY = 100_000
+_RESOURCE = "upload/"
 _KEEP_FREE_BYTES = 256 * 1024 * 1024
 """Room that no upload may take, so that records can still be written."""
 
@@ -123,7 +125,17 @@ class Uploads:
         return upload
 
     def discard(self, upload_id: UploadId) -> None:
-        """Drop an upload with its bytes; idempotent.
+        """Drop an upload that nobody needs, with its bytes; idempotent.
+
+        Raises Conflict while a Job uses it.
+        """
+        job_id = self._users().get(upload_id)
+        if job_id is not None:
+            raise Conflict(f"upload {upload_id} is being used by job {job_id}; cancel it first")
+        self.drop(upload_id)
+
+    def drop(self, upload_id: UploadId) -> None:
+        """Drop an upload of which everything was taken that is needed; idempotent.
 
         Bytes on another Host go when that one finds that they belong to nobody.
         """
@@ -133,16 +145,21 @@ class Uploads:
     def drop_expired(self) -> None:
         """Drop uploads on this Host that nobody continued or used in time."""
         now = self._clock.now()
-        in_use = {
-            resource.removeprefix("upload/")
-            for state in ("queued", "running")
-            for job in self._store.jobs.find({"state": state}, limit=_MANY).items
-            for resource in job.resources
-        }
+        users = self._users()
         for upload in self._store.uploads.find(limit=_MANY).items:
             over = upload.expires_at <= now and self.host.has(upload.host_id)
-            if over and upload.id not in in_use:
-                self.discard(upload.id)
+            if over and upload.id not in users:
+                self.drop(upload.id)
+
+    def _users(self) -> dict[UploadId, JobId]:
+        """Return which upload is used by which Job at present."""
+        return {
+            UploadId(resource.removeprefix(_RESOURCE)): job.id
+            for state in (JobState.QUEUED, JobState.RUNNING)
+            for job in self._store.jobs.find({"state": state}, limit=_MANY).items
+            for resource in job.resources
+            if resource.startswith(_RESOURCE)
+        }
 
     @contextmanager
     def _exclusive(self, upload_id: UploadId) -> Iterator[None]:

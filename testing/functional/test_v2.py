@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import zipfile
+from datetime import timedelta
 
 import pytest
 import yaml
@@ -20,9 +21,9 @@ from pycloud.core.model.identifiers import (
     ServiceId,
     UploadId,
 )
-from pycloud.core.model.runtime import InstanceState
+from pycloud.core.model.runtime import InstanceState, JobState
 from pycloud.web.waiting import ENVIRON_KEY, WaitRoom
-from testing.factories import a_package, an_app, an_event, an_instance, an_upload
+from testing.factories import a_job, a_package, an_app, an_event, an_instance, an_upload
 from testing.stand import OTHER_PHONE, PHONE, Stand, problem_of
 
 WAIT = {"Prefer": "respond-async, wait=30"}
@@ -298,6 +299,21 @@ def test_upload_keeps_no_path_of_the_sender(stand: Stand, phone: TestApp) -> Non
     name = "Li4vLi4vZXRjL3Bhc3MKd2Q="
     upload_id = stand.upload(phone, b"x", name=name)
     assert stand.core.uploads.upload(UploadId(upload_id)).file_name == "passwd"
+
+
+def test_upload_that_a_job_uses_is_not_discarded(stand: Stand, phone: TestApp) -> None:
+    upload_id = stand.upload(phone, b"x")
+    job = stand.store.jobs.add(
+        a_job(
+            state=JobState.RUNNING,
+            lease_expires_at=stand.core.clock.now() + timedelta(hours=1),
+            resources=(f"upload/{upload_id}",),
+        )
+    )
+    refused = phone.delete(f"/api/v2/uploads/{upload_id}", headers=stand.admin, status=409)
+    assert problem_of(refused) == "conflict"
+    assert job.id in refused.json["detail"]
+    phone.get(f"/api/v2/uploads/{upload_id}", headers=stand.admin, status=200)
 
 
 def test_upload_is_discarded(stand: Stand, phone: TestApp) -> None:

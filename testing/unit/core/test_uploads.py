@@ -7,6 +7,7 @@ from io import BytesIO
 import pytest
 
 from pycloud.core.access import ADMIN
+from pycloud.core.model.runtime import FINAL_JOB_STATES, JobState
 from pycloud.errors import (
     CloudletError,
     Conflict,
@@ -16,6 +17,7 @@ from pycloud.errors import (
     QuotaExceeded,
 )
 from testing.composed import a_core
+from testing.factories import a_job
 from testing.unit.core.races import at_once, later, wait_until
 
 
@@ -185,6 +187,28 @@ def test_upload_in_use_is_kept(composed, uploads):
     composed.run_jobs()
 
     assert composed.store.services.count() == 1
+
+
+def test_discarding_what_a_job_uses_is_refused_with_its_name(composed, uploads):
+    job = composed.request_service()
+    (upload,) = uploads.uploads().items
+
+    with pytest.raises(Conflict, match=job.id):
+        uploads.discard(upload.id)
+
+    composed.run_jobs()
+    assert composed.store.services.count() == 1
+    assert composed.store.uploads.count() == 0
+
+
+@pytest.mark.parametrize("state", [state for state in JobState if state in FINAL_JOB_STATES])
+def test_discarding_is_allowed_when_the_job_is_over(composed, uploads, state):
+    upload = composed.upload()
+    composed.store.jobs.add(a_job(state=state, resources=(f"upload/{upload.id}",)))
+
+    uploads.discard(upload.id)
+
+    assert (composed.store.uploads.count(), composed.blobs.areas()) == (0, ())
 
 
 def test_discarding_is_idempotent(composed, uploads):
