@@ -292,7 +292,7 @@ def export_service(session: Session, service_id: str, file: Path) -> None:
 def update_service(
     ctx: click.Context, *, service_id: str, no_tags: bool, unset: tuple[str, ...]
 ) -> None:
-    """Change a service. Other memory or processors need it to be prepared again."""
+    """Change a service. With other memory or processors it is prepared again by itself."""
     session = session_of(ctx)
     changes = members_of(ctx) | ({"tags": []} if no_tags else {})
     changes |= {_LEFT_TO_SETTINGS[option]: None for option in unset}
@@ -300,6 +300,10 @@ def update_service(
         raise click.UsageError("say what to change; see --help")
     changed = session.api.change(f"/services/{segment(service_id)}", changes)
     session.printer.done(f"service {service_id} was changed", changed)
+    if changed.get("prepare_job"):
+        session.printer.remark(
+            f"job {changed['prepare_job']} prepares it again; until then it starts more slowly"
+        )
 
 
 @service.command("prepare")

@@ -5,7 +5,10 @@ The memory is taken when the service has answered, so every later start resumes
 behind the boot. Starting Instances from it is the business of `instances`.
 """
 
-from pycloud.core.catalog import Catalog
+import logging
+from dataclasses import dataclass
+
+from pycloud.core.catalog import Catalog, ServiceChanges
 from pycloud.core.guests import Guests
 from pycloud.core.jobs import Jobs, Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.jobs.ledger import JobRequest
@@ -23,7 +26,17 @@ from pycloud.core.ports import Blobs
 from pycloud.core.warm_pool import WarmPool
 from pycloud.errors import Conflict, NotFound
 
+log = logging.getLogger(__name__)
+
 _LAST_STEP = "free"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedService:
+    """A Service as it is now, and the Job that makes its memory state anew, if one has to."""
+
+    service: Service
+    job: Job | None
 
 
 class Templates:
@@ -69,6 +82,56 @@ class Templates:
                 host_id=service_vm.host_id,
             )
         )
+
+    def change_service(
+        self,
+        service_id: ServiceId,
+        changes: ServiceChanges,
+        *,
+        generation: int | None,
+        by: Principal,
+    ) -> ChangedService:
+        """Change a Service; a memory state that fits it no longer is made anew by a Job.
+
+        With `generation` only if it is still that one. Until the Job is done, starts boot
+        cold. Raises NotFound, StaleRecord, InvalidInput.
+        """
+        before = self._catalog.service(service_id)
+        starts_instantly = self._starts_instantly(before)
+        service = self._catalog.update_service(service_id, changes, generation=generation, by=by)
+        job = None
+        if starts_instantly and shape_of(service) != shape_of(before):
+            job = self._prepare_again(service, by)
+        return ChangedService(service=service, job=job)
+
+    def _starts_instantly(self, service: Service) -> bool:
+        """Return whether the Service has a memory state, or has one in the making."""
+        service_vm = self._service_vm(service)
+        if service_vm is None:
+            return False
+        return service_vm.memory is not None or any(
+            job.kind is JobKind.SERVICE_PREPARE and job.arguments["service_vm_id"] == service_vm.id
+            for job in self._jobs.active()
+        )
+
+    def _prepare_again(self, service: Service, by: Principal) -> Job | None:
+        service_vm = self._service_vm(service)
+        if service_vm is None or service_vm.memory is not None or not self.can_prepare():
+            return None
+        try:
+            return self.request_prepare(service.id, by=by)
+        except (Conflict, NotFound) as exc:
+            # The Service was removed at this moment; it was changed before that all the same.
+            log.info("service_is_gone", extra={"service_id": service.id, "reason": exc.message})
+            return None
+
+    def _service_vm(self, service: Service) -> ServiceVM | None:
+        if service.service_vm_id is None:
+            return None
+        try:
+            return self._catalog.service_vm(service.service_vm_id)
+        except NotFound:
+            return None
 
     def procedures(self) -> tuple[Procedure, ...]:
         """Return the bodies of the Jobs of this capability."""

@@ -137,6 +137,21 @@ def test_service_is_left_to_the_settings_again(run: Run, image: Path) -> None:
     assert (listed["warm_count"], listed["idle_timeout_s"]) == (None, None)
 
 
+def test_update_of_the_machine_says_that_instant_starts_come_back(run: Run, image: Path) -> None:
+    done(add(run, image, "speech"))
+
+    changed = done(run("service", "update", "speech", "--memory", "512"))
+
+    (job,) = (
+        one
+        for one in read(run("job", "list", "-o", "json"))
+        if one["id"] in changed.stderr and one["kind"] == "service.prepare"
+    )
+    done(run("job", "wait", job["id"]))
+    shown = read(run("service", "show", "speech", "-o", "json"))
+    assert shown["service_vms"][0]["memory"]["memory_mib"] == 512
+
+
 @pytest.mark.parametrize("count", ["-1", "some", ""])
 def test_count_that_is_neither_number_nor_auto_is_a_usage_error(run: Run, count: str) -> None:
     assert run("service", "update", "speech", "--warm-count", count).exit_code == ExitCode.USAGE

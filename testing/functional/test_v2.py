@@ -120,6 +120,28 @@ def test_null_parts_an_app_from_its_service(stand: Stand, phone: TestApp) -> Non
     assert changed.json["service_id"] is None
 
 
+def test_change_of_the_machine_tells_which_job_prepares_it_anew(
+    stand: Stand, phone: TestApp
+) -> None:
+    stand.add_service("echo")
+    phone.post("/api/v2/services/echo/prepare", headers=stand.admin | WAIT, status=200)
+    changed = phone.patch_json(
+        "/api/v2/services/echo", {"vcpus": 2}, headers=stand.admin | {"If-Match": "*"}
+    )
+    job = phone.get(f"/api/v2/jobs/{changed.json['prepare_job']}", headers=WAIT).json
+    assert (job["kind"], job["state"]) == ("service.prepare", "succeeded")
+    (stored,) = phone.get("/api/v2/services/echo/service-vms").json["items"]
+    assert stored["memory"]["vcpus"] == 2
+
+
+def test_change_of_words_prepares_nothing(stand: Stand, phone: TestApp) -> None:
+    stand.add_service("echo")
+    changed = phone.patch_json(
+        "/api/v2/services/echo", {"version": "2"}, headers=stand.admin | {"If-Match": "*"}
+    )
+    assert changed.json["prepare_job"] is None
+
+
 def test_strange_tag_never_matches(stand: Stand, phone: TestApp) -> None:
     stand.add_service("echo")
     for tag in ('W/"1"', '"x"', "1", '"99999999999999999999"'):

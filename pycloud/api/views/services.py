@@ -48,14 +48,16 @@ def get_service(request: Request) -> Response:
 
 
 def change_service(request: Request) -> Response:
-    """Change a Service."""
-    service = request.core.catalog.update_service(
+    """Change a Service, and tell which Job prepares it anew if the change asks for that."""
+    changed = request.core.templates.change_service(
         _service_id(request),
         service_changes(request.checked.body),
         generation=expected_generation(request, required=True),
         by=request.principal,
     )
-    return tagged_reply(request, service_json(service), generation=service.generation)
+    content = service_json(changed.service)
+    content["prepare_job"] = None if changed.job is None else changed.job.id
+    return tagged_reply(request, content, generation=changed.service.generation)
 
 
 def remove_service(request: Request) -> Response:

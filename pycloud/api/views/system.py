@@ -12,9 +12,12 @@ from pycloud.web.request import Request
 EXTENSIONS = (
     "apps",
     "events",
+    "hosts",
     "idempotency",
     "jobs",
+    "null_changes",
     "packages",
+    "prepare_after_change",
     "sharing",
     "uploads_tus",
     "wait",

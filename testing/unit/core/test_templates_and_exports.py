@@ -8,11 +8,12 @@ import pytest
 from pycloud.adapters.fakes.network import Answer
 from pycloud.core.access import ADMIN
 from pycloud.core.catalog import ServiceChanges
+from pycloud.core.model.catalog import OsType
 from pycloud.core.model.identifiers import PackageId
 from pycloud.core.model.runtime import JobKind, JobState
-from pycloud.errors import Conflict, HypervisorError, NotFound
+from pycloud.errors import Conflict, HypervisorError, NotFound, StaleRecord
 from testing.composed import BASE_SETTINGS, a_core
-from testing.factories import HISTOGRAM
+from testing.factories import HISTOGRAM, a_memory_state
 from testing.unit.core.steps import a_small_host, crash
 
 
@@ -214,3 +215,95 @@ def test_package_is_kept_for_a_while_and_can_be_removed(cold):
     assert (package.file_name, package.blob.size_bytes) == ("histogram.csvm", size)
     with pytest.raises(NotFound):
         cold.core.exports.package(package.id)
+
+
+# -- a memory state that no longer fits -------------------------------------------------
+
+
+def change(composed, **changes):
+    return composed.core.templates.change_service(
+        HISTOGRAM, ServiceChanges(**changes), generation=None, by=ADMIN
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ideal_memory_mib": 512}, {"vcpus": 2}, {"os_type": OsType.WINDOWS}]
+)
+def test_change_of_the_machine_makes_the_memory_state_anew(instant, changes):
+    before = memory_of(instant)
+
+    changed = change(instant, **changes)
+    dropped = memory_of(instant)
+    job = finished(instant, changed.job)
+
+    memory = memory_of(instant)
+    assert (dropped, job.kind, job.state) == (None, JobKind.SERVICE_PREPARE, JobState.SUCCEEDED)
+    assert job.created_by == ADMIN
+    assert memory not in {None, before}
+    assert (memory.memory_mib, memory.vcpus) == (
+        changed.service.ideal_memory_mib,
+        changed.service.vcpus,
+    )
+    assert instant.start(HISTOGRAM).start_method == "clone"
+
+
+@pytest.mark.parametrize("changes", [{"description": "new"}, {"port": 81}, {"warm_count": None}])
+def test_change_that_keeps_the_memory_state_makes_none(instant, changes):
+    before = memory_of(instant)
+
+    changed = change(instant, **changes)
+
+    assert (changed.job, memory_of(instant)) == (None, before)
+
+
+def test_change_of_a_service_that_boots_cold_makes_no_memory_state(cold):
+    assert change(cold, ideal_memory_mib=512).job is None
+
+
+def test_change_under_a_preparation_asks_for_another(cold):
+    first = prepare(cold)
+
+    changed = change(cold, ideal_memory_mib=512)
+    cold.run_jobs()
+
+    assert cold.core.jobs.job(first.id).failure.code == "conflict"
+    assert cold.core.jobs.job(changed.job.id).state is JobState.SUCCEEDED
+    assert memory_of(cold).memory_mib == 512
+
+
+def test_change_of_words_under_a_preparation_leaves_it_alone(cold):
+    first = prepare(cold)
+
+    changed = change(cold, description="new")
+
+    assert changed.job is None
+    assert finished(cold, first).state is JobState.SUCCEEDED
+
+
+def test_change_on_a_bridge_asks_for_no_memory_state():
+    composed = a_core(settings=replace(BASE_SETTINGS, network_bridge="br0"))
+    composed.add_service()
+    vm = composed.core.catalog.startable(HISTOGRAM)[1]
+    composed.core.catalog.set_memory(vm.id, a_memory_state())
+
+    assert change(composed, ideal_memory_mib=512).job is None
+
+
+def test_late_change_asks_for_nothing(instant):
+    with pytest.raises(StaleRecord):
+        instant.core.templates.change_service(
+            HISTOGRAM, ServiceChanges(ideal_memory_mib=512), generation=7, by=ADMIN
+        )
+
+    assert memory_of(instant) is not None
+    assert instant.jobs(JobState.QUEUED) == ()
+
+
+def test_memory_state_is_made_anew_where_the_service_is(instant):
+    there = instant.on_another_host()
+
+    changed = change(there, ideal_memory_mib=512)
+    there.run_jobs()
+    finished(instant, changed.job)
+
+    assert memory_of(there).memory_mib == 512
