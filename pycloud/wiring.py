@@ -428,7 +428,6 @@ def _guests(settings: Settings, ports: Ports) -> Guests:
         clock=ports.clock,
         options=GuestOptions(
             network=NetworkOptions(bridge=settings.network_bridge),
-            publish_bind=settings.publish_bind,
             start_timeout_s=settings.start_timeout_s,
             stop_timeout_s=settings.stop_timeout_s,
         ),

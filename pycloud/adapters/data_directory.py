@@ -4,6 +4,7 @@
     ROOT/blobs/<first two digits>/<sha256>   immutable content
     ROOT/staging/<area>/<name>               files in the making, one area per owner
     ROOT/instances/<owner>/                  what one domain writes: disk, serial output
+    ROOT/relay/                              which ports of domains are open to clients
 
 Every component is checked here before it becomes part of a path. Directories are made
 when they are first needed, for their owner alone. Must not read, write or remove files.
@@ -60,6 +61,10 @@ class DataDirectory:
     def instance_dir(self, owner: InstanceId) -> Path:
         """Return the directory of a domain's own files, made if missing. Raises InvalidInput."""
         return _made(self.instances_dir() / checked_id(owner, pointer="owner"))
+
+    def relay_path(self) -> Path:
+        """Return where the relay's directory lies or would lie; does not make it."""
+        return self._root / "relay"
 
 
 def checked_blob_id(value: str) -> BlobId:

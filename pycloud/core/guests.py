@@ -26,7 +26,6 @@ from pycloud.core.ports import (
 from pycloud.errors import GuestFailed, ServiceNotReady
 
 _ADDRESS_POLL_S = 0.1
-_ANY_ADDRESS = "0.0.0.0"  # noqa: S104  # compared with, not bound to
 _LOOPBACK = "127.0.0.1"
 
 
@@ -35,7 +34,6 @@ class GuestOptions:
     """How guests are attached and how long they may take; see the settings."""
 
     network: NetworkOptions
-    publish_bind: str
     start_timeout_s: float
     stop_timeout_s: float
 
@@ -86,7 +84,8 @@ class Guests:
             address, port = public, service.port
         else:
             public = self.sensors.published_address()
-            address = self._probe_address()
+            # On loopback every published port listens, wherever else it does.
+            address = _LOOPBACK
             port = self._published_port(owner, service)
         self.probe.wait(
             ProbeTarget(
@@ -102,10 +101,6 @@ class Guests:
         if not ports:
             raise GuestFailed("the VM was stopped before its service answered")
         return ports[0].host_port
-
-    def _probe_address(self) -> str:
-        bind = self.options.publish_bind
-        return _LOOPBACK if bind == _ANY_ADDRESS else bind
 
     def _is_alive(self, domain_id: DomainId, context: StepContext) -> bool:
         context.check()

@@ -18,7 +18,7 @@ from pycloud.core.model.fleet import DomainInfo, HypervisorFacts
 from pycloud.core.model.identifiers import DomainId, InstanceId
 from pycloud.core.model.runtime import PortMapping
 from pycloud.core.ports import DomainSpec, PhaseSink, UserNetwork
-from pycloud.errors import DomainNotFound, HypervisorError, StateUnusable
+from pycloud.errors import CloudletError, DomainNotFound, HypervisorError, StateUnusable
 
 _log = logging.getLogger(__name__)
 _POWER_OFF_POLL_S = 0.1
@@ -43,7 +43,7 @@ class LibvirtHypervisor:
             self._clear(spec, present)
             tag = self._host.domains.tag(spec.owner)
             self._host.starter.load(spec, tag, on_phase=on_phase)
-            self._host.publish(spec.domain_id, forwards_of(spec))
+            self._host.publish(spec.domain_id, spec.owner, forwards_of(spec))
             on_phase("ports")
             self._host.domains.resume(spec.domain_id)
             on_phase("resume")
@@ -69,7 +69,7 @@ class LibvirtHypervisor:
             raise HypervisorError(f"domain {domain_id} does not wait to be released")
         if domain.state == CRASHED:
             raise HypervisorError(f"domain {domain_id} has crashed")
-        self._host.publish(domain_id, tuple(forwards))
+        self._host.publish(domain_id, domain.tag.owner, tuple(forwards))
         on_phase("ports")
         if domain.state == PAUSED:
             self._host.domains.resume(domain_id)
@@ -128,9 +128,10 @@ class LibvirtHypervisor:
         """Return the domains that carry this cloudlet's tag.
 
         Asked for now and then by whoever compares records with reality, so this is also
-        where endless serial output is cut back.
+        where endless serial output is cut back and a relay that died is replaced.
         """
         self._host.files.trim_serial_logs()
+        self._host.ensure_relay()
         return tuple(
             DomainInfo(id=domain.id, owner=domain.tag.owner, state=domain.state)
             for domain in self._host.domains.all()
@@ -175,7 +176,7 @@ def undone_on_failure(host: LibvirtHost, spec: DomainSpec) -> Iterator[None]:
     except BaseException:
         try:
             host.discard(spec.domain_id, spec.owner)
-        except HypervisorError as exc:
+        except CloudletError as exc:
             # What is left carries our tag and is found by the next comparison.
             _log.warning("undo_failed domain=%s reason=%s", spec.domain_id, exc)
         raise

@@ -56,7 +56,7 @@ class LibvirtMemoryCapture:
             tag = self._host.domains.tag(spec.owner, role=Role.TEMPLATE, area=area)
             placement = self._host.starter.place(spec, tag)
             self._host.domains.create(render(self._host.planner.template(spec, placement, ram)))
-            self._host.publish(spec.domain_id, forwards_of(spec))
+            self._host.publish_locally(spec.domain_id, forwards_of(spec))
             self._host.domains.resume(spec.domain_id)
 
     def capture_template(self, spec: DomainSpec, area: str) -> MemoryState:

@@ -8,7 +8,7 @@ does not see what is done here.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -24,6 +24,8 @@ from pycloud.errors import HypervisorError, PortInUse
 LISTENING = "HOST_FORWARD"
 _STREAM = "pycloud-stream"
 _POLL_S = 0.002
+# The guest can answer callers from loopback only; see the package of the relay.
+_LOOPBACK = "127.0.0.1"
 _CONNECTION_LINE = re.compile(
     r"^\s*TCP\[(?P<state>[A-Z0-9_]+)\s*\]\s+-?\d+\s+\S+\s+(?P<host_port>\d+)"
     r"\s+\S+\s+(?P<guest_port>\d+)\s",
@@ -120,21 +122,26 @@ class Monitor:
         """Return the TCP connections and listening forwards of the user-mode network."""
         return parse_connections(self.human("info usernet"))
 
-    def add_forwards(self, forwards: tuple[PortMapping, ...], *, bind: str) -> None:
-        """Let QEMU listen on host ports; those that it has already are left alone.
+    def add_forwards(self, forwards: tuple[PortMapping, ...]) -> tuple[PortMapping, ...]:
+        """Let QEMU listen on ports of loopback; return those it did not listen on before.
 
         Raises PortInUse, and then has taken back what it added.
         """
         added: list[PortMapping] = []
         for mapping in forwards:
-            rule = f"tcp:{bind}:{mapping.host_port}-:{mapping.guest_port}"
+            rule = f"tcp:{_LOOPBACK}:{mapping.host_port}-:{mapping.guest_port}"
             complaint = self.human(f"hostfwd_add {NETDEV_ID} {rule}").strip()
             if not complaint:
                 added.append(mapping)
             elif not self._listens_on(mapping):
-                for earlier in added:
-                    self.human(f"hostfwd_remove {NETDEV_ID} tcp:{bind}:{earlier.host_port}")
+                self.remove_forwards(added)
                 raise _forward_error(mapping, complaint)
+        return tuple(added)
+
+    def remove_forwards(self, forwards: Sequence[PortMapping]) -> None:
+        """Let QEMU no longer listen on ports of loopback."""
+        for mapping in forwards:
+            self.human(f"hostfwd_remove {NETDEV_ID} tcp:{_LOOPBACK}:{mapping.host_port}")
 
     def _listens_on(self, mapping: PortMapping) -> bool:
         wanted = UserConnection(
