@@ -7,6 +7,7 @@ file of a guest is gigabytes long and mostly hole. Nothing here knows what conte
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -23,7 +24,14 @@ from pycloud.core.model.catalog import BlobRef
 from pycloud.core.model.fleet import StorageFacts
 from pycloud.core.model.identifiers import BlobId, checked_id
 from pycloud.core.ports import Report
-from pycloud.errors import BlobCorrupt, InvalidInput, NotFound, QuotaExceeded, StoreError
+from pycloud.errors import (
+    BlobCorrupt,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    QuotaExceeded,
+    StoreError,
+)
 
 _CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -36,6 +44,26 @@ class DiskBlobs:
     def __init__(self, data: DataDirectory, *, mode: int = 0o444) -> None:
         self._data = data
         self._mode = mode
+
+    @contextlib.contextmanager
+    def exclusive(self, area: str) -> Iterator[None]:
+        """Have a staging area to oneself, among all threads and processes on this disk.
+
+        Ends with the process at the latest. Raises Conflict at once if another one has it.
+        """
+        path = self._data.area_lock_path(area)
+        with disk_errors(f"the staging area {area} cannot be locked"):
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(path, flags, 0o600)
+        try:
+            with disk_errors(f"the staging area {area} cannot be locked"):
+                # Belongs to this opening of the file, and so keeps threads out as well.
+                is_taken = not _locked(fd)
+            if is_taken:
+                raise Conflict(f"staging area {area} is being written by another")
+            yield
+        finally:
+            os.close(fd)
 
     def append(
         self, area: str, name: str, stream: BinaryIO, *, offset_bytes: int, limit_bytes: int
@@ -187,6 +215,14 @@ def data_runs(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
         end = min(os.lseek(fd, start, os.SEEK_HOLE), size_bytes)
         yield start, end
         position = end
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _opened(path: Path, *, kind: str, identifier: str) -> int:

@@ -3,6 +3,7 @@
 
     ROOT/blobs/<first two digits>/<sha256>   immutable content
     ROOT/staging/<area>/<name>               files in the making, one area per owner
+    ROOT/staging/<area>/.lock                locked by who has the area to itself
     ROOT/instances/<owner>/                  what one domain writes: disk, serial output
     ROOT/relay/                              which ports of domains are open to clients
 
@@ -53,6 +54,10 @@ class DataDirectory:
         """Return the path of a staged file; its area is made. Raises InvalidInput."""
         checked = checked_id(name, pointer="name")
         return _made(self.area_path(area)) / checked
+
+    def area_lock_path(self, area: str) -> Path:
+        """Return the file that is locked; its area is made. No staged file has such a name."""
+        return _made(self.area_path(area)) / ".lock"
 
     def instances_dir(self) -> Path:
         """Return the directory that holds the directories of all domains."""

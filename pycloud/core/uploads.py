@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that clients send in pieces: resumable, bounded, and dropped when forgotten."""
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import BinaryIO
@@ -33,9 +32,10 @@ class UploadOptions:
 
 
 class Uploads:
-    """The unfinished and the finished but unused uploads. Safe to use from several threads.
+    """The unfinished and the finished but unused uploads.
 
-    The bytes are on the Host whose server the upload was announced to.
+    Safe to use from several threads, and from several servers on one data directory. The
+    bytes are on the Host whose server the upload was announced to.
     """
 
     def __init__(
@@ -46,8 +46,6 @@ class Uploads:
         self._blobs = blobs
         self._clock = clock
         self._options = options
-        self._lock = threading.Lock()
-        self._writing: set[UploadId] = set()
 
     def create(self, file_name: str, size_bytes: int, *, by: Principal) -> Upload:
         """Announce a file. Raises InvalidInput, QuotaExceeded, InsufficientStorage.
@@ -97,9 +95,11 @@ class Uploads:
         being written), QuotaExceeded beyond the announced size, InsufficientStorage,
         OnAnotherHost.
         """
-        with self._exclusive(upload_id):
+        announced = self.upload(upload_id)
+        self.host.require("upload", upload_id, announced.host_id)
+        with _one_piece_at_a_time(self._blobs, upload_id):
+            # Again, because another server may have added a piece until it was our turn.
             upload = self.upload(upload_id)
-            self.host.require("upload", upload_id, upload.host_id)
             if offset_bytes != upload.offset_bytes:
                 raise Conflict(f"the next piece starts at {upload.offset_bytes}")
             written = self._blobs.append(
@@ -161,17 +161,15 @@ class Uploads:
             if resource.startswith(_RESOURCE)
         }
 
-    @contextmanager
-    def _exclusive(self, upload_id: UploadId) -> Iterator[None]:
-        with self._lock:
-            if upload_id in self._writing:
-                raise Conflict("another piece of this upload is being written")
-            self._writing.add(upload_id)
+
+@contextmanager
+def _one_piece_at_a_time(blobs: Blobs, upload_id: UploadId) -> Iterator[None]:
+    with ExitStack() as stack:
         try:
-            yield
-        finally:
-            with self._lock:
-                self._writing.discard(upload_id)
+            stack.enter_context(blobs.exclusive(upload_id))
+        except Conflict as exc:
+            raise Conflict("another piece of this upload is being written") from exc
+        yield
 
 
 def _for_people(file_name: str) -> str:

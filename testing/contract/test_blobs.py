@@ -2,6 +2,8 @@
 """What every content store does, on disk and in memory alike."""
 
 import hashlib
+import subprocess
+import sys
 from io import BytesIO
 
 import pytest
@@ -10,7 +12,8 @@ from pycloud.adapters.blobs import DiskBlobs
 from pycloud.adapters.data_directory import DataDirectory
 from pycloud.adapters.fakes import MemoryBlobs
 from pycloud.core.model.identifiers import BlobId
-from pycloud.errors import InvalidInput, JobCancelled, NotFound, QuotaExceeded
+from pycloud.errors import Conflict, InvalidInput, JobCancelled, NotFound, QuotaExceeded
+from testing.contract.processes import CHECKOUT
 
 PLENTY = 1 << 30
 ABSENT = BlobId("0" * 64)
@@ -254,3 +257,94 @@ def test_append_keeps_what_was_there_when_the_stream_breaks(blobs):
         blobs.append("area", "file", BrokenStream(), offset_bytes=4, limit_bytes=PLENTY)
 
     assert staged(blobs)[:4] == b"0123"
+
+
+# -- one at a time ----------------------------------------------------------------------
+
+
+def test_exclusive_refuses_a_second_one_until_the_first_is_over(blobs):
+    with blobs.exclusive("area"), pytest.raises(Conflict), blobs.exclusive("area"):
+        pytest.fail("two had it")
+
+    with blobs.exclusive("area"):
+        stage(blobs, b"x")
+
+
+def test_exclusive_is_for_one_area(blobs):
+    with blobs.exclusive("area"), blobs.exclusive("another"):
+        stage(blobs, b"x")
+
+    assert staged(blobs) == b"x"
+
+
+def test_exclusive_is_over_when_its_block_fails(blobs):
+    with pytest.raises(ZeroDivisionError), blobs.exclusive("area"):
+        raise ZeroDivisionError
+
+    with blobs.exclusive("area"):
+        pass
+
+
+def test_exclusive_goes_with_its_area(blobs):
+    with blobs.exclusive("area"):
+        stage(blobs, b"x")
+        blobs.discard("area")
+
+    assert blobs.areas() == ()
+
+
+def test_exclusive_refuses_when_an_area_is_not_an_id(blobs):
+    with pytest.raises(InvalidInput), blobs.exclusive("../area"):
+        pytest.fail("it was taken")
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from pycloud.adapters.blobs import DiskBlobs
+from pycloud.adapters.data_directory import DataDirectory
+with DiskBlobs(DataDirectory(Path(sys.argv[1]))).exclusive("area"):
+    print("taken", flush=True)
+    sys.stdin.readline()
+print("over", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that has an area on the same disk to itself, until it is told."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "data")],
+        cwd=CHECKOUT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "taken\n"
+        yield process
+        process.kill()
+
+
+def test_exclusive_on_disk_keeps_other_processes_out(tmp_path, holder):
+    blobs = DiskBlobs(DataDirectory(tmp_path / "data"))
+    with pytest.raises(Conflict), blobs.exclusive("area"):
+        pytest.fail("two processes had it")
+
+    holder.stdin.write("go\n")
+    holder.stdin.flush()
+    assert holder.stdout.readline() == "over\n"
+
+    with blobs.exclusive("area"):
+        stage(blobs, b"x")
+
+
+def test_exclusive_on_disk_is_over_when_its_process_is_killed(tmp_path, holder):
+    blobs = DiskBlobs(DataDirectory(tmp_path / "data"))
+
+    holder.kill()
+    holder.wait(timeout=10)
+
+    with blobs.exclusive("area"):
+        stage(blobs, b"x")

@@ -4,6 +4,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import BinaryIO
 
@@ -11,7 +12,14 @@ from pycloud.core.model.catalog import BlobRef
 from pycloud.core.model.fleet import StorageFacts
 from pycloud.core.model.identifiers import BlobId, checked_id
 from pycloud.core.ports import Report
-from pycloud.errors import BlobCorrupt, InsufficientStorage, InvalidInput, NotFound, QuotaExceeded
+from pycloud.errors import (
+    BlobCorrupt,
+    Conflict,
+    InsufficientStorage,
+    InvalidInput,
+    NotFound,
+    QuotaExceeded,
+)
 
 _PIECE_BYTES = 64 * 1024
 
@@ -22,8 +30,23 @@ class MemoryBlobs:
     def __init__(self, *, capacity_bytes: int = 1 << 40) -> None:
         self._lock = threading.RLock()
         self._areas: dict[str, dict[str, bytearray]] = {}
+        self._taken: set[str] = set()
         self._content: dict[BlobId, bytes] = {}
         self._capacity_bytes = capacity_bytes
+
+    @contextmanager
+    def exclusive(self, area: str) -> Iterator[None]:
+        """Have a staging area to oneself."""
+        with self._lock:
+            self._areas.setdefault(checked_id(area), {})
+            if area in self._taken:
+                raise Conflict(f"staging area {area} is being written by another")
+            self._taken.add(area)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken.discard(area)
 
     def append(
         self, area: str, name: str, stream: BinaryIO, *, offset_bytes: int, limit_bytes: int

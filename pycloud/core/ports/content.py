@@ -2,6 +2,7 @@
 """Ports for content: blobs by digest, the gate for disk images, packages."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -28,6 +29,14 @@ class Blobs(Protocol):
     at its first use; names in it are ids. `adopt` moves a finished file into the
     content store atomically and durably. Raises InsufficientStorage on a full disk.
     """
+
+    def exclusive(self, area: str) -> AbstractContextManager[None]:
+        """Have a staging area to oneself, among all servers of this Host.
+
+        Only who asks for it is kept out. Raises Conflict at once if another one has it; ends
+        with its process at the latest.
+        """
+        ...
 
     def append(
         self, area: str, name: str, stream: BinaryIO, *, offset_bytes: int, limit_bytes: int

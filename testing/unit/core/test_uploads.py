@@ -115,11 +115,43 @@ def test_racing_pieces_write_one_of_them(composed, uploads):
     assert [composed.blobs.open_staged(upload.id, "content").read()] == won
 
 
-def test_piece_for_an_unknown_upload_is_refused_and_remembered_nowhere(uploads):
+def test_piece_for_an_unknown_upload_is_refused_and_remembered_nowhere(composed, uploads):
     with pytest.raises(NotFound):
         uploads.append("nothing", 0, BytesIO(b"x"))
 
-    assert uploads._writing == set()
+    assert composed.blobs.areas() == ()
+
+
+def test_second_piece_is_refused_while_another_server_writes_one(composed, uploads):
+    upload = uploads.create("disk", 6, by=ADMIN)
+    slow = SlowStream()
+    first = later(lambda: uploads.append(upload.id, 0, slow))
+    wait_until(lambda: slow.read_once)
+
+    with pytest.raises(Conflict, match="being written"):
+        composed.another_server().core.uploads.append(upload.id, 0, BytesIO(b"abc"))
+    slow.may_end = True
+
+    assert first.result(5).offset_bytes == 1
+    assert composed.blobs.open_staged(upload.id, "content").read() == b"x"
+
+
+def test_piece_that_another_server_wrote_first_is_not_overwritten(composed, uploads, monkeypatch):
+    """Its piece is acknowledged between our look at the record and our turn."""
+    upload = uploads.create("disk", 6, by=ADMIN)
+    exclusive = composed.blobs.exclusive
+
+    def after_another(area):
+        monkeypatch.undo()
+        composed.another_server().core.uploads.append(upload.id, 0, BytesIO(b"abcdef"))
+        return exclusive(area)
+
+    monkeypatch.setattr(composed.blobs, "exclusive", after_another)
+
+    with pytest.raises(Conflict, match="starts at 6"):
+        uploads.append(upload.id, 0, BytesIO(b"xyz"))
+
+    assert composed.blobs.open_staged(upload.id, "content").read() == b"abcdef"
 
 
 @pytest.mark.parametrize("size", [0, -1])
