@@ -139,7 +139,7 @@ class Settings:
     api_port: int = _setting(9999, _PORT, "port of the Cloudlet API")
     manager_host: str = _setting("127.0.0.1", _BIND, "address on which the Manager listens")
     manager_port: int = _setting(9998, _PORT, "port of the Manager")
-    wsgi_server: str = _setting("waitress", _choice("waitress", "granian"), "HTTP server of the Cloudlet API")
+    wsgi_server: str = _setting("waitress", _choice("waitress", "granian"), "HTTP server of the Cloudlet API; granian is for hundreds of clients and guards less")
     wsgi_threads: int = _setting(16, _integer(2, 256), "requests worked on at the same time")
     connection_limit: int = _setting(2000, _integer(16, 100_000), "open connections of one app")
     connections_per_address: int = _setting(256, _integer(4, 100_000), "open connections of one client address")

@@ -53,6 +53,7 @@ _PATIENCE_BEYOND_S = 60.0
 """How much longer than the longest request a connection may be silent."""
 _IN_MEMORY_BYTES = 512 * 1024
 _PIECE_BYTES = 256 * 1024
+_LARGEST_HEAD_BYTES = 64 * 1024
 _IDLE_THREAD_S = 30
 _BACKLOG = 1024
 _NO_TLS: tuple[object, ...] = (False, None, None, None, "tls1.3", None, [], False)
@@ -257,7 +258,7 @@ def _load() -> Any:  # Any: its stub does not describe what this version has
     if not package.__version__.startswith("2.8."):
         found = f"version {package.__version__} is installed; {_advice()}"
         raise InvalidSettings("pycloud.wsgi_server", "granian", allowed=found)
-    # It says little, and each line twice.
+    # What it says at the start and the end is in our own log already.
     logging.getLogger("_granian").setLevel(logging.WARNING)
     return module
 
@@ -273,7 +274,7 @@ def _scheduler(loop: asyncio.AbstractEventLoop, callback: _Callback) -> Any:  # 
 
 def _worker(granian: Any, listener: socket.socket, limits: Limits) -> Any:  # Any: as above
     settings = importlib.import_module("granian.http").HTTP1Settings(
-        header_read_timeout=int(limits.head_timeout_s * 1000)
+        header_read_timeout=int(limits.head_timeout_s * 1000), max_buffer_size=_LARGEST_HEAD_BYTES
     )
     # It has a descriptor of its own, which it closes when it likes.
     descriptor = os.dup(listener.fileno())
