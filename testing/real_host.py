@@ -215,19 +215,23 @@ def published_port(spec: DomainSpec) -> int:
 
 
 def answer_of(
-    port: int, path: str = "/", *, request_timeout_s: float = _REQUEST_TIMEOUT_S
+    port: int,
+    path: str = "/",
+    *,
+    address: str = "127.0.0.1",
+    request_timeout_s: float = _REQUEST_TIMEOUT_S,
 ) -> bytes:
     """Return the body of the service's first answer. Raises AssertionError at the deadline."""
     deadline_s = ANSWER_DEADLINE_S
     deadline = time.monotonic() + deadline_s
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, HTTPException):
-            return _get(port, path, request_timeout_s)
+            return _get(address, port, path, request_timeout_s)
         time.sleep(_POLL_S)
     raise AssertionError(f"no answer on port {port} within {deadline_s} s")
 
 
-def _get(port: int, path: str, timeout_s: float) -> bytes:
-    with closing(HTTPConnection("127.0.0.1", port, timeout=timeout_s)) as connection:
+def _get(address: str, port: int, path: str, timeout_s: float) -> bytes:
+    with closing(HTTPConnection(address, port, timeout=timeout_s)) as connection:
         connection.request("GET", path)
         return connection.getresponse().read()
