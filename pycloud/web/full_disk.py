@@ -5,6 +5,7 @@ waitress keeps large bodies in files while they arrive. It must not know anythin
 the application, which has not seen the request yet.
 """
 
+import contextlib
 import errno
 import json
 from typing import Any
@@ -68,8 +69,10 @@ class Parser(HTTPRequestParser):
             # How much of a body in chunks is still to come is not known.
             self.completed = True
             return len(data)
-        # What was kept is given back at once: others need the room more.
-        receiver.buf.close()
+        # What was kept is given back at once: others need the room more. Closing writes out
+        # what still waits in memory, and so may find no room again.
+        with contextlib.suppress(OSError):
+            receiver.buf.close()
         receiver.buf = _Nowhere()  # type: ignore[assignment]  # it has all that is called
         consumed: int = super().received(data)
         return consumed

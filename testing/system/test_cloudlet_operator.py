@@ -23,12 +23,15 @@ from testing.system.cloudlet import Server, running_server, wait_until
 CONTENT = random.Random(11).randbytes(200_003)
 PIECE_BYTES = 24 << 20
 DEADLINE_S = 30.0
+ODD_NAME = "a, b=c 'd' \"e\" <f> & %g é"
+"""A directory whose name QEMU, XML and command lines like to take for something else."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A cloudlet with a prepared Service."""
-    with running_server(tmp_path_factory.mktemp("operator")) as server:
+    """A cloudlet with a prepared Service, in a directory with a name full of traps."""
+    folder = tmp_path_factory.mktemp("operator")
+    with running_server(folder, {"data_dir": str(folder / ODD_NAME)}) as server:
         operator = Operator(server.url, server.token)
         operator.add_service("demo", guest_image())
         operator.done(operator.call("POST", "/services/demo/prepare"))

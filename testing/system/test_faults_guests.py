@@ -158,8 +158,6 @@ def test_start_takes_another_port_when_a_program_holds_one(tmp_path: Path, serve
         assert refused["failure"]["code"] == "no_free_port"
         assert "pycloud.port_range" in refused["failure"]["message"]
         operator.stop(instance["id"])
-        assert operator.start("demo")["port"] == low + 1
-        operator.stop_all()
         second.require_agreement()
 
 

@@ -23,8 +23,6 @@ DISK_MIB = 360
 FILE = random.Random(5).randbytes(12 * MIB)
 PIECE_BYTES = 4 * MIB
 DEADLINE_S = 30.0
-KEPT = ("blobs", "store.sqlite3", "admin.token")
-"""What may be in a data directory while nothing happens."""
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +47,10 @@ def operator(server: Server) -> Iterator[Operator]:
 
 
 def leftovers(server: Server) -> list[Path]:
-    """Return what lies in staging areas and beside them."""
+    """Return what lies in the folders of a data directory, finished content aside."""
     data_dir = server.seen(server.settings.data_dir)
-    return [
-        path
-        for path in data_dir.rglob("*")
-        if path.is_file() and not path.relative_to(data_dir).parts[0].startswith(KEPT)
-    ]
+    folders = [path for path in data_dir.iterdir() if path.is_dir() and path.name != "blobs"]
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
 
 
 @contextmanager
