@@ -26,7 +26,7 @@ from pycloud.core.model.catalog import (
     StoredDisk,
     Upload,
 )
-from pycloud.core.model.fleet import Claim, Host, Peer
+from pycloud.core.model.fleet import Claim, Host
 from pycloud.core.model.identifiers import (
     AppId,
     BlobId,
@@ -56,7 +56,6 @@ from pycloud.core.model.runtime import (
     PortMapping,
     Progress,
     StartMethod,
-    WarmDomain,
 )
 
 A_MOMENT = datetime(2024, 5, 17, 12, 0, 0, 250_000, tzinfo=UTC)
@@ -361,33 +360,6 @@ def a_port_lease(**overrides: Unpack[_PortLeaseFields]) -> PortLease:
     return lease if lease.id else replace(lease, id=f"{lease.host_id}:{lease.port}")
 
 
-class _WarmDomainFields(TypedDict, total=False):
-    id: InstanceId
-    service_id: ServiceId
-    service_vm_id: ServiceVMId
-    host_id: HostId
-    domain_id: DomainId
-    memory_mib: int
-    vcpus: int
-    created_at: datetime
-    generation: int
-
-
-def a_warm_domain(**overrides: Unpack[_WarmDomainFields]) -> WarmDomain:
-    """Return a waiting copy of `histogram`."""
-    warm_domain = WarmDomain(
-        id=InstanceId(_next("instance")),
-        service_id=HISTOGRAM,
-        service_vm_id=ServiceVMId("vm"),
-        host_id=THIS_HOST,
-        domain_id=DomainId("00000000-0000-4000-8000-000000000001"),
-        memory_mib=256,
-        vcpus=1,
-        created_at=A_MOMENT,
-    )
-    return replace(warm_domain, **overrides)
-
-
 class _MessageFields(TypedDict, total=False):
     id: str
     device_id: DeviceId
@@ -475,26 +447,6 @@ def a_host(**overrides: Unpack[_HostFields]) -> Host:
         created_at=A_MOMENT,
     )
     return replace(host, **overrides)
-
-
-class _PeerFields(TypedDict, total=False):
-    name: str
-    addresses: tuple[str, ...]
-    port: int
-    encryption: bool
-    api_version: str | None
-    tls: bool
-    load_percent: int | None
-    services: tuple[str, ...]
-    seen_at: datetime
-
-
-def a_peer(**overrides: Unpack[_PeerFields]) -> Peer:
-    """Return another cloudlet seen at 192.0.2.7, an address for documentation."""
-    peer = Peer(
-        name="next-door", addresses=("192.0.2.7",), port=9999, encryption=False, seen_at=A_MOMENT
-    )
-    return replace(peer, **overrides)
 
 
 def _next(noun: str) -> str:

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many starts at once: time to ready and memory of the host; a template after many clones.
 
-    python -m testing.bench.crowd [--quick] [--directory DIR]
+    python -m testing.bench crowd [--quick] [--directory DIR]
 
 N clients ask in the same moment. Memory is the sum of the proportional set sizes of the
 emulators while all guests run: a page that several map counts for each by its share.
 """
 
-import argparse
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -190,19 +188,3 @@ def _row(name: str, way: Crowd, baseline: Crowd) -> tuple[str, ...]:
         f"{statistics.median(way.memory_mib):,.0f} MiB",
         ratio(ratio_of(way.memory_mib, baseline.memory_mib)),
     )
-
-
-def main() -> None:
-    """Measure and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds")
-    parser.add_argument("--directory", type=Path, default=None, help="where to work")
-    arguments = parser.parse_args()
-    effort = Effort.QUICK if arguments.quick else Effort.FULL
-    with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="bench-crowd-") as name:
-        for table in tables(Path(name), effort):
-            print(table.text())
-
-
-if __name__ == "__main__":
-    main()

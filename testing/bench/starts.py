@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the request to the first answer: cold boot, copied saved state, clone, waiting copy.
 
-    python -m testing.bench.starts [--quick] [--directory DIR]
+    python -m testing.bench starts [--quick] [--directory DIR]
 
 The same demo guest in every way; two fifths of its memory are in use when it is saved. A
 client asks the service as soon as it knows the port and waits for the first byte. The ways
 take turns, so that whatever else the machine does meets all of them.
 """
 
-import argparse
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,19 +140,3 @@ def _phase_table(phases: dict[StartMethod, list[tuple[Phase, ...]]]) -> Table:
         rows=tuple(rows),
         notes=("From the timelines of our starts; the client's own request comes after them.",),
     )
-
-
-def main() -> None:
-    """Measure and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds")
-    parser.add_argument("--directory", type=Path, default=None, help="where to work")
-    arguments = parser.parse_args()
-    effort = Effort.QUICK if arguments.quick else Effort.FULL
-    with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="bench-starts-") as name:
-        for table in tables(Path(name), effort):
-            print(table.text())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SQLite store against raw sqlite3 doing the same work on the same tables.
 
-    python -m testing.bench.store [--directory DIR]
+    python -m testing.bench store [--quick] [--directory DIR]
 
 Both sides work on files of their own with the same tables, indices and settings. The raw
 side runs hand-written statements and turns dictionaries into JSON text and back; ours
@@ -9,11 +9,9 @@ works with records. They take turns in short rounds, so that whatever else the m
 does meets both; the table shows the median rates and their ratio.
 """
 
-import argparse
 import json
 import sqlite3
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -222,17 +220,3 @@ class _Raw:
         values = ("instance", json.dumps(self._event))
         execute("INSERT INTO event (kind, body) VALUES (?, ?)", values)
         execute("COMMIT")
-
-
-def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--directory", type=Path, default=None, help="where to work")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="bench-store-") as name:
-        for table in tables(Path(name), Effort.FULL):
-            print(table.text())
-
-
-if __name__ == "__main__":
-    main()
