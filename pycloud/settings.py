@@ -73,12 +73,6 @@ def _pattern(expression: str, allowed: str) -> _Kind:
     return _Kind(parse, allowed)
 
 
-def _parse_flag(text: str) -> bool:
-    return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}[
-        text.lower()
-    ]
-
-
 def _parse_port_range(text: str) -> tuple[int, int]:
     low, _, high = text.partition("-")
     first, last = int(low), int(high)
@@ -98,7 +92,6 @@ def _parse_path(text: str) -> Path:
     return path
 
 
-_FLAG = _Kind(_parse_flag, "true or false")
 _PORT = _integer(0, 65535)
 _PORT_RANGE = _Kind(_parse_port_range, "FIRST-LAST with 1024 <= FIRST <= LAST <= 65535")
 _WORDS = _Kind(_parse_words, "words separated by spaces")
@@ -253,13 +246,11 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
 def _parse(name: str, text: str, kind: _Kind) -> object:
     try:
         return kind.parse(text.strip())
-    except (ValueError, KeyError) as exc:
+    except ValueError as exc:
         raise InvalidSettings(PREFIX + name, text, allowed=kind.allowed) from exc
 
 
 def _written(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
     if isinstance(value, tuple):
         separator = "-" if value and isinstance(value[0], int) else " "
         return separator.join(str(part) for part in value)
