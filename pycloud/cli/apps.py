@@ -77,9 +77,9 @@ def show_app(session: Session, app_id: str) -> None:
 @member_option("--service", "service_id", told="The service that it uses.")
 @member_option("--description", told="One sentence for people.")
 @member_option("--package", "package_name", told="Such as org.example.speech.")
-@member_option("--version", "app_version")
+@member_option("--version", "app_version", told="Free text.")
 @member_option("--os", "os_name", told="[default: Android]")
-@member_option("--min-os-version")
+@member_option("--min-os-version", told="The oldest it runs on, such as 8.1.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="May be repeated.")
 @click.pass_context
 def add_app(ctx: click.Context, *, file: Path, name: str | None, tags: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pycloud.cli.framework import CONFIG_FILE, Commands, use_config
+from pycloud.cli.framework import Commands, config_option
 from pycloud.cli.output import field
 from pycloud.cli.session import Session
 from pycloud.settings import ORIGIN_DEFAULT, PREFIX, describe, load
@@ -24,7 +24,7 @@ def config_group() -> None:
 
 
 @config_group.command("show")
-@click.option("--config", type=CONFIG_FILE, callback=use_config, expose_value=False)
+@config_option()
 @click.option("--changed", is_flag=True, help="Only what differs from the defaults.")
 @click.pass_obj
 def show_config(session: Session, *, changed: bool) -> None:

@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from pycloud.cli.failures import ExitCode, Quiet, printable
-from pycloud.cli.framework import CONFIG_FILE, Command, use_config
+from pycloud.cli.framework import Command, config_option
 from pycloud.cli.output import Json, Printer
 from pycloud.cli.session import Session
 from pycloud.core.model.diagnosis import Finding, Verdict
@@ -21,7 +21,7 @@ _MARKS = {
 
 
 @click.command(cls=Command)
-@click.option("--config", type=CONFIG_FILE, callback=use_config, expose_value=False)
+@config_option()
 @click.pass_obj
 def doctor(session: Session) -> None:
     """Examine this machine; no server has to run. Exit code 1 if something fails."""

@@ -20,7 +20,6 @@ from pycloud.errors import CloudletError
 
 FORMATS = click.Choice([form.value for form in Format])
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-CONFIG_FILE = click.Path(dir_okay=False, path_type=Path)
 _COMPLETED_ITEMS = 200
 _COMPLETION_PATIENCE_S = 1.0
 _MEMBERS = "pycloud.members"
@@ -80,18 +79,29 @@ def session_of(ctx: click.Context) -> Session:
     return ctx.ensure_object(Session)
 
 
-def use_config(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
-    """Note the `.ini` file; the callback of every --config."""
-    if value is not None:
-        session_of(ctx).config = value
-
-
 class Decorator(Protocol):
     """Adds something to a command."""
 
     def __call__(self, command: F, /) -> F:
         """Return the command with it."""
         ...
+
+
+def config_option(*, envvar: str | None = None) -> Decorator:
+    """Return a --config, which names the `.ini` file of this invocation."""
+    return click.option(
+        "--config",
+        type=click.Path(dir_okay=False, path_type=Path),
+        envvar=envvar,
+        callback=_use_config,
+        expose_value=False,
+        help="An .ini file with pycloud.* settings.",
+    )
+
+
+def _use_config(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        session_of(ctx).config = value
 
 
 def member_option(

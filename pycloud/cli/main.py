@@ -9,7 +9,7 @@ from pycloud.cli.cloudlet import cloudlet
 from pycloud.cli.completion import completion
 from pycloud.cli.configuration import config_group
 from pycloud.cli.doctor import doctor
-from pycloud.cli.framework import CONFIG_FILE, FORMATS, Commands, session_of, use_config
+from pycloud.cli.framework import FORMATS, Commands, config_option, session_of
 from pycloud.cli.instances import instance
 from pycloud.cli.jobs import job
 from pycloud.cli.output import Format
@@ -22,14 +22,7 @@ from pycloud.cli.serving import serve
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, "-V", "--version", message="pycloud %(version)s")
-@click.option(
-    "--config",
-    type=CONFIG_FILE,
-    envvar="PYCLOUD_CONFIG",
-    callback=use_config,
-    expose_value=False,
-    help="An .ini file with pycloud.* settings.",
-)
+@config_option(envvar="PYCLOUD_CONFIG")
 @click.option(
     "--url",
     envvar="PYCLOUD_URL",

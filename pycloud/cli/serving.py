@@ -8,7 +8,7 @@ import click
 
 from pycloud.cli.api_client import Api
 from pycloud.cli.failures import Failure
-from pycloud.cli.framework import CONFIG_FILE, Command, use_config
+from pycloud.cli.framework import Command, config_option
 from pycloud.cli.session import Session
 from pycloud.core.access import ADMIN_TOKEN
 from pycloud.errors import InvalidSettings
@@ -19,13 +19,7 @@ _EVERYWHERE = "0.0.0.0"  # noqa: S104  # compared with, not listened on
 
 
 @click.command(cls=Command)
-@click.option(
-    "--config",
-    type=CONFIG_FILE,
-    callback=use_config,
-    expose_value=False,
-    help="An .ini file with pycloud.* settings.",
-)
+@config_option()
 @click.pass_obj
 def serve(session: Session) -> None:
     """Run the Cloudlet API and the Manager until Ctrl-C."""
