@@ -23,11 +23,10 @@ from pycloud.core.model.fleet import HostMetadata
 from pycloud.core.model.identifiers import (
     AppId,
     InstanceId,
-    JobId,
     ServiceId,
     checked_id,
 )
-from pycloud.core.model.runtime import Instance, InstanceState, Job, JobState, Message
+from pycloud.core.model.runtime import Instance, InstanceState, JobState, Message
 from pycloud.errors import (
     CapacityExceeded,
     IllegalTransition,
@@ -83,11 +82,15 @@ def start_servicevm(request: Request) -> Response:
         request.core.catalog.service(service_id)
     except NotFound as exc:
         raise InvalidInput(exc.message, pointer="serviceId") from exc
-    started = request.core.instances.request_start(
-        StartRequest(service_id=service_id, join=join, device_id=request.device_id),
-        by=request.principal,
-    )
-    instance = _awaited_start(request, started)
+    with request.waiting_place() as has_place:
+        if not has_place:
+            # Before anything is asked for: nobody could be told which service VM is theirs.
+            raise CapacityExceeded("too many clients wait already; try again in a moment")
+        started = request.core.instances.request_start(
+            StartRequest(service_id=service_id, join=join, device_id=request.device_id),
+            by=request.principal,
+        )
+        instance = _awaited_start(request, started)
     return _reply(_servicevm_json(instance, _fqdn_of(request, instance)))
 
 
@@ -100,7 +103,10 @@ def stop_servicevm(request: Request) -> Response:
     except IllegalTransition as exc:
         raise NotFound("running service VM", instance_id) from exc
     if job is not None:
-        job = _awaited_job(request, job.id, request.settings.stop_timeout_s + _STOP_GRACE_S)
+        with request.waiting_place() as has_place:
+            # The stop is durable and goes on without a client that waits for it.
+            timeout_s = request.settings.stop_timeout_s + _STOP_GRACE_S if has_place else 0
+            job = wait_for(request, job.id, timeout_s=timeout_s)
         if job.state is JobState.FAILED and job.failure is not None:
             raise JobFailed(job.failure.message, error_code=job.failure.code)
     return _reply({})
@@ -121,7 +127,7 @@ def _awaited_start(request: Request, started: Started) -> Instance:
     instances = request.core.instances
     if started.job is not None:
         timeout_s = request.settings.start_timeout_s + _START_GRACE_S
-        job = _awaited_job(request, started.job.id, timeout_s)
+        job = wait_for(request, started.job.id, timeout_s=timeout_s)
         if not job.is_final or (request.is_abandoned() and not request.wait_room.closing):
             _give_back(request, started.instance.id)
             raise JobFailed("the start took too long and was given up", error_code="timeout")
@@ -133,13 +139,6 @@ def _awaited_start(request: Request, started: Started) -> Instance:
     if instance.state not in _RUNNING:
         raise JobFailed(f"the service VM is {instance.state}", error_code=instance.state)
     return instance
-
-
-def _awaited_job(request: Request, job_id: JobId, timeout_s: float) -> Job:
-    with request.waiting_place() as has_place:
-        if not has_place:
-            raise CapacityExceeded("too many clients wait already; try again in a moment")
-        return wait_for(request, job_id, timeout_s=timeout_s)
 
 
 def _give_back(request: Request, instance_id: InstanceId) -> None:

@@ -16,6 +16,7 @@ from pycloud.core.model.fleet import CpuInfo, HostMetadata, MemoryInfo
 from pycloud.core.model.identifiers import AppId, DeviceId, HostId, InstanceId, ServiceId
 from pycloud.core.model.runtime import InstanceState, JobState, PortMapping
 from pycloud.errors import HypervisorError
+from pycloud.web.waiting import ENVIRON_KEY, WaitRoom
 from testing.factories import a_service, an_app, an_instance
 from testing.stand import PHONE, Stand, make_stand
 
@@ -202,6 +203,23 @@ def test_start_says_nothing_of_what_is_broken_inside(stand: Stand, phone: TestAp
     stand.hypervisor.fail_next("start", HypervisorError("cannot open /secret/disk"))
     response = phone.get("/api/servicevm/start?serviceId=echo", status=500)
     assert response.content_length == len(response.body)
+
+
+def test_start_is_not_begun_when_too_many_wait_already(stand: Stand, phone: TestApp) -> None:
+    stand.add_service("echo")
+    phone.extra_environ[ENVIRON_KEY] = WaitRoom(places=0)
+    refusal = phone.get("/api/servicevm/start?serviceId=echo", status=500)
+    assert "too many clients wait" in refusal.text
+    assert stand.core.instances.instances().items == ()
+
+
+def test_stop_is_done_when_too_many_wait_already(stand: Stand, phone: TestApp) -> None:
+    stand.add_service("echo")
+    instance_id = start(phone)["_id"]
+    phone.extra_environ[ENVIRON_KEY] = WaitRoom(places=0)
+    response = phone.get(f"/api/servicevm/stop?instanceId={instance_id}", status=200)
+    assert response.body == b"{}"
+    assert _eventually_over(stand)
 
 
 def test_start_is_given_back_when_the_client_leaves(stand: Stand) -> None:
