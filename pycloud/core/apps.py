@@ -5,7 +5,6 @@ import hashlib
 import re
 import struct
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import BinaryIO
 from uuid import uuid4
@@ -14,7 +13,7 @@ from pycloud.core.model.catalog import App
 from pycloud.core.model.changes import UNCHANGED, Unchanged, given_in
 from pycloud.core.model.identifiers import AppId, BlobId, Principal, ServiceId, UploadId
 from pycloud.core.model.runtime import Event
-from pycloud.core.ports import Blobs, Clock, Slice, Store
+from pycloud.core.ports import Blobs, Clock, Slice, Store, every
 from pycloud.core.uploads import CONTENT, Uploads
 from pycloud.errors import InvalidInput, PackageRefused, QuotaExceeded, StaleRecord
 
@@ -102,7 +101,7 @@ class Apps:
 
     def matching(self, wanted: AppFilter) -> tuple[App, ...]:
         """Return all Apps that a client can use."""
-        return tuple(app for app in self._all() if wanted.matches(app))
+        return tuple(app for app in every(self._store.apps) if wanted.matches(app))
 
     def app(self, app_id: AppId) -> App:
         """Return an App. Raises NotFound."""
@@ -173,16 +172,7 @@ class Apps:
 
     def referenced_blobs(self) -> frozenset[BlobId]:
         """Return all content that any App needs."""
-        return frozenset(app.blob.id for app in self._all())
-
-    def _all(self) -> Iterator[App]:
-        cursor: str | None = None
-        while True:
-            page = self._store.apps.find(cursor=cursor)
-            yield from page.items
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        return frozenset(app.blob.id for app in every(self._store.apps))
 
     def _inspect(self, upload_id: UploadId, draft: AppDraft) -> str:
         with self._blobs.open_staged(upload_id, CONTENT) as stream:

@@ -19,7 +19,7 @@ from pycloud.core.model.catalog import (
 from pycloud.core.model.changes import UNCHANGED, Unchanged, given_in
 from pycloud.core.model.identifiers import BlobId, Principal, ServiceId, ServiceVMId, checked_id
 from pycloud.core.model.runtime import Event
-from pycloud.core.ports import Clock, Slice, Store
+from pycloud.core.ports import Clock, Slice, Store, every
 from pycloud.errors import Conflict, DuplicateRecord, InvalidInput, NotFound, StaleRecord
 
 _MAX_TEXT = 4096
@@ -58,13 +58,7 @@ class Catalog:
 
     def all_services(self) -> Iterator[Service]:
         """Iterate over every Service."""
-        cursor: str | None = None
-        while True:
-            page = self._store.services.find(cursor=cursor)
-            yield from page.items
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        return every(self._store.services)
 
     def service(self, service_id: ServiceId) -> Service:
         """Return a Service. Raises NotFound."""
@@ -80,6 +74,10 @@ class Catalog:
         """Return a page of ServiceVMs, of one Service or of all."""
         where = {"service_id": service_id} if service_id is not None else None
         return self._store.service_vms.find(where, limit=limit, cursor=cursor)
+
+    def all_service_vms(self, service_id: ServiceId) -> Iterator[ServiceVM]:
+        """Iterate over every ServiceVM of a Service."""
+        return every(self._store.service_vms, {"service_id": service_id})
 
     def service_vm(self, service_vm_id: ServiceVMId) -> ServiceVM:
         """Return a ServiceVM. Raises NotFound."""
@@ -180,15 +178,11 @@ class Catalog:
 
     def referenced_blobs(self) -> frozenset[BlobId]:
         """Return all content that any ServiceVM needs."""
-        found: set[BlobId] = set()
-        cursor: str | None = None
-        while True:
-            page = self._store.service_vms.find(cursor=cursor)
-            for service_vm in page.items:
-                found.update(_blobs_of(service_vm))
-            cursor = page.next_cursor
-            if cursor is None:
-                return frozenset(found)
+        return frozenset(
+            blob_id
+            for service_vm in every(self._store.service_vms)
+            for blob_id in _blobs_of(service_vm)
+        )
 
     def record(self, service_id: ServiceId, action: str, by: Principal) -> None:
         """Append an event about a Service."""

@@ -5,7 +5,6 @@ Old cloudlets want a libvirt save image, which our own memory states are not; so
 the Service is booted once on plain devices and saved when it answers.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import BinaryIO
@@ -26,7 +25,7 @@ from pycloud.core.model.identifiers import (
     ServiceVMId,
 )
 from pycloud.core.model.runtime import Job, JobKind
-from pycloud.core.ports import Blobs, Packages, Slice, Store, UnpackedPackage
+from pycloud.core.ports import Blobs, Packages, Slice, Store, UnpackedPackage, every
 from pycloud.core.warm_pool import WarmPool
 from pycloud.errors import Conflict, NotFound
 
@@ -85,22 +84,13 @@ class Exports:
     def drop_expired(self) -> None:
         """Drop packages that have been kept long enough."""
         now = self.guests.clock.now()
-        for package in self._all():
+        for package in every(self.store.packages):
             if package.expires_at <= now:
                 self.remove(package.id)
 
     def referenced_blobs(self) -> frozenset[BlobId]:
         """Return all content that any package needs."""
-        return frozenset(package.blob.id for package in self._all())
-
-    def _all(self) -> Iterator[Package]:
-        cursor: str | None = None
-        while True:
-            page = self.store.packages.find(cursor=cursor)
-            yield from page.items
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        return frozenset(package.blob.id for package in every(self.store.packages))
 
     def procedures(self) -> tuple[Procedure, ...]:
         """Return the bodies of the Jobs of this capability."""

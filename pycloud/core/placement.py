@@ -14,7 +14,7 @@ from pycloud.core.model.catalog import Flavor
 from pycloud.core.model.fleet import Claim, Host, ThisHost
 from pycloud.core.model.identifiers import HostId
 from pycloud.core.model.runtime import PortLease, PortMapping
-from pycloud.core.ports import Clock, HostSensors, Store
+from pycloud.core.ports import Clock, HostSensors, Store, every
 from pycloud.errors import (
     CapacityExceeded,
     DuplicateRecord,
@@ -27,7 +27,6 @@ from pycloud.errors import (
 _BLOCKED_FOR = timedelta(minutes=5)
 """How long a port that another program holds is left alone."""
 _PORT_ATTEMPTS = 16
-_MANY = 100_000
 _GENERATIONS = 2**48
 _MIB = 1024 * 1024
 
@@ -165,15 +164,15 @@ class Placement:
 
     def holders(self) -> frozenset[str]:
         """Return everybody who holds room or a port."""
-        leases = self._store.port_leases.find({"host_id": self._options.host_id}, limit=_MANY)
+        leases = every(self._store.port_leases, {"host_id": self._options.host_id})
         claims = {claim.holder for claim in self.host().claims}
-        return frozenset(claims | {lease.holder for lease in leases.items if lease.holder})
+        return frozenset(claims | {lease.holder for lease in leases if lease.holder})
 
     def unblock_ports(self) -> None:
         """Give ports out again whose blocking time is over."""
         now = self._clock.now()
         blocked = {"holder": "", "host_id": self._options.host_id}
-        for lease in self._store.port_leases.find(blocked, limit=_MANY).items:
+        for lease in every(self._store.port_leases, blocked):
             if lease.blocked_until is not None and lease.blocked_until <= now:
                 self._remove(lease)
 

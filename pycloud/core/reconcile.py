@@ -34,7 +34,7 @@ from pycloud.core.model.runtime import (
     JobKind,
     JobState,
 )
-from pycloud.core.ports import Blobs, Store
+from pycloud.core.ports import Blobs, Store, every
 from pycloud.core.uploads import Uploads
 from pycloud.core.warm_pool import WarmPool
 from pycloud.errors import CloudletError, IllegalTransition, NotFound, StaleRecord
@@ -42,7 +42,6 @@ from pycloud.errors import CloudletError, IllegalTransition, NotFound, StaleReco
 log = logging.getLogger(__name__)
 
 _SYSTEM = Principal("system")
-_MANY = 100_000
 _EXECUTING = (InstanceState.RUNNING, InstanceState.PAUSED)
 _STARTING = (InstanceState.REQUESTED, InstanceState.STARTING)
 _GRACE_S = 2.0
@@ -134,7 +133,7 @@ class Reconciler:
         domains = {domain.owner: domain for domain in self.guests.hypervisor.domains()}
         for instance in self._instances_here(_EXECUTING):
             _guarded("compare", partial(self._compare, instance, domains.get(instance.id)))
-        for warm in self.store.warm_domains.find(limit=_MANY).items:
+        for warm in every(self.store.warm_domains):
             dead = self._here.has(warm.host_id) and _is_dead(domains.get(warm.id))
             if dead and self._is_orphan(f"warm/{warm.id}"):
                 self.store.warm_domains.remove(warm.id)
@@ -187,7 +186,7 @@ class Reconciler:
     def _staging(self) -> None:
         """Remove staging areas here of Jobs and uploads that are over."""
         jobs = {job.id for job in self._active_jobs()}
-        uploads = {upload.id for upload in self.store.uploads.find(limit=_MANY).items}
+        uploads = {upload.id for upload in every(self.store.uploads)}
         for area in self.blobs.areas():
             if area not in jobs and area not in uploads and self._is_orphan(f"area/{area}"):
                 self.blobs.discard(area)
@@ -197,7 +196,7 @@ class Reconciler:
         if self._is_content_moving():
             return
         services = {service.id for service in self.catalog.all_services()}
-        for service_vm in self.store.service_vms.find(limit=_MANY).items:
+        for service_vm in every(self.store.service_vms):
             lost = service_vm.service_id not in services
             lost = lost and self._here.has(service_vm.host_id)
             if lost and self._is_orphan(f"service_vm/{service_vm.id}"):
@@ -244,10 +243,10 @@ class Reconciler:
                 forget = partial(self.store.instances.remove, generation=instance.generation)
                 _guarded("forget", partial(forget, instance.id))
         for state in FINAL_JOB_STATES:
-            for job in self.store.jobs.find({"state": state}, limit=_MANY).items:
+            for job in every(self.store.jobs, {"state": state}):
                 if job.finished_at is not None and job.finished_at < oldest:
                     self.store.jobs.remove(job.id)
-        for reply in self.store.idempotent_replies.find(limit=_MANY).items:
+        for reply in every(self.store.idempotent_replies):
             if reply.expires_at <= now:
                 self.store.idempotent_replies.remove(reply.id)
         self.store.events.trim(keep=self.options.keep_events)
@@ -267,7 +266,7 @@ class Reconciler:
     def _owners(self) -> frozenset[InstanceId]:
         """Return who may have a domain, on any Host: two may share one hypervisor."""
         owners = {instance.id for instance in self._in_states(LIVE_STATES)}
-        owners |= {warm.id for warm in self.store.warm_domains.find(limit=_MANY).items}
+        owners |= {warm.id for warm in every(self.store.warm_domains)}
         for job in self._active_jobs():
             owners.add(InstanceId(job.id))
             owners |= {
@@ -285,14 +284,14 @@ class Reconciler:
         return tuple(
             instance
             for state in states
-            for instance in self.store.instances.find({"state": state}, limit=_MANY).items
+            for instance in every(self.store.instances, {"state": state})
         )
 
     def _active_jobs(self) -> tuple[Job, ...]:
         return tuple(
             job
             for state in (JobState.QUEUED, JobState.RUNNING)
-            for job in self.store.jobs.find({"state": state}, limit=_MANY).items
+            for job in every(self.store.jobs, {"state": state})
         )
 
     def _job_of(self, instance: Instance) -> Job | None:

@@ -15,7 +15,6 @@ from pycloud.core.model.runtime import LIVE_STATES, Instance, Job, JobKind
 from pycloud.core.warm_pool import WarmPool
 from pycloud.errors import IllegalTransition, NotFound, ServiceInUse, StaleRecord
 
-_MANY = 10_000
 _WAIT_S = 1.0
 _PAUSE_S = 0.25
 
@@ -53,7 +52,7 @@ class Removal:
         service = self.catalog.service(service_id)
         if generation is not None and generation != service.generation:
             raise StaleRecord("service", service_id)
-        found = self.catalog.service_vms(service_id, limit=_MANY).items
+        found = tuple(self.catalog.all_service_vms(service_id))
         service_vms = tuple(service_vm.id for service_vm in found)
         live = self._live(service_id, service_vms)
         if live and running is RunningInstances.REFUSE:
@@ -128,7 +127,7 @@ class Removal:
     def _live(
         self, service_id: ServiceId, service_vms: Collection[ServiceVMId]
     ) -> tuple[Instance, ...]:
-        found = self.instances.instances({"service_id": service_id}, limit=_MANY).items
+        found = self.instances.all_instances({"service_id": service_id})
         return tuple(
             item
             for item in found

@@ -12,12 +12,11 @@ from pycloud.core.model.catalog import Upload
 from pycloud.core.model.fleet import ThisHost
 from pycloud.core.model.identifiers import JobId, Principal, UploadId
 from pycloud.core.model.runtime import JobState
-from pycloud.core.ports import Blobs, Clock, Slice, Store
+from pycloud.core.ports import Blobs, Clock, Slice, Store, every
 from pycloud.errors import Conflict, InsufficientStorage, InvalidInput, QuotaExceeded
 
 CONTENT = "content"
 """The name of the uploaded file in the staging area named by the upload."""
-_MANY = 100_000
 _RESOURCE = "upload/"
 _KEEP_FREE_BYTES = 256 * 1024 * 1024
 """Room that no upload may take, so that records can still be written."""
@@ -146,7 +145,7 @@ class Uploads:
         """Drop uploads on this Host that nobody continued or used in time."""
         now = self._clock.now()
         users = self._users()
-        for upload in self._store.uploads.find(limit=_MANY).items:
+        for upload in every(self._store.uploads):
             over = upload.expires_at <= now and self.host.has(upload.host_id)
             if over and upload.id not in users:
                 self.drop(upload.id)
@@ -156,7 +155,7 @@ class Uploads:
         return {
             UploadId(resource.removeprefix(_RESOURCE)): job.id
             for state in (JobState.QUEUED, JobState.RUNNING)
-            for job in self._store.jobs.find({"state": state}, limit=_MANY).items
+            for job in every(self._store.jobs, {"state": state})
             for resource in job.resources
             if resource.startswith(_RESOURCE)
         }

@@ -25,14 +25,13 @@ from pycloud.core.model.catalog import Flavor, MemoryKind, MemoryState, Service,
 from pycloud.core.model.fleet import ThisHost
 from pycloud.core.model.identifiers import InstanceId, Principal, ServiceId, ServiceVMId
 from pycloud.core.model.runtime import Job, JobKind, JobState, WarmDomain
-from pycloud.core.ports import Store
+from pycloud.core.ports import Store, every
 from pycloud.errors import CapacityExceeded, Conflict, NotFound, StaleRecord, StateUnusable
 
 log = logging.getLogger(__name__)
 
 _SYSTEM = Principal("system")
 _MIB = 1024 * 1024
-_MANY = 100_000
 _REST = timedelta(minutes=1)
 """How long no copy of a Service is made after one failed."""
 _FILL_END_S = 5.0
@@ -162,7 +161,7 @@ class WarmPool:
 
     def _waiting(self) -> tuple[WarmDomain, ...]:
         """Return the copies on this Host, the oldest first."""
-        found = self._store.warm_domains.find(limit=_MANY).items
+        found = every(self._store.warm_domains)
         return tuple(warm for warm in found if self._here.has(warm.host_id))
 
     @property
@@ -184,7 +183,7 @@ class WarmPool:
 
     def _popular(self) -> frozenset[ServiceId]:
         since = self._guests.clock.now() - timedelta(seconds=self._options.popular_s)
-        instances = self._store.instances.find(limit=10_000).items
+        instances = every(self._store.instances)
         return frozenset(item.service_id for item in instances if item.created_at >= since)
 
     def _spare_mib(self) -> int:
@@ -206,7 +205,7 @@ class WarmPool:
 
     def _fills(self, state: JobState) -> tuple[Job, ...]:
         where = {"kind": JobKind.WARM_FILL, "state": state}
-        found = self._store.jobs.find(where, limit=_MANY).items
+        found = every(self._store.jobs, where)
         return tuple(job for job in found if self._here.has(job.host_id))
 
     def _memory_for(self, service: Service) -> MemoryState | None:

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from pycloud.core.ports import every
 from pycloud.errors import InvalidInput
 from testing.factories import A_MOMENT, a_job, a_message, an_instance
 
@@ -160,3 +161,24 @@ def test_find_gives_a_large_list_within_one_page(store):
         store.jobs.add(a_job())
 
     assert len(store.jobs.find({"state": "queued"}).items) == 300
+
+
+def test_every_reads_beyond_a_page_though_records_go_meanwhile(store):
+    added = _add_messages(store, 503)
+
+    seen = []
+    for message in every(store.messages):
+        seen.append(message)
+        store.messages.remove(message.id)
+
+    assert seen == added
+    assert store.messages.count() == 0
+
+
+def test_every_reads_only_what_the_filter_asks_for(store):
+    for number in range(4):
+        store.instances.add(an_instance(state="running" if number % 2 else "stopped"))
+
+    states = [instance.state for instance in every(store.instances, {"state": "running"})]
+
+    assert states == ["running", "running"]

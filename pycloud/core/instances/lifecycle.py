@@ -2,7 +2,7 @@
 """What callers may do with Instances. The long parts run as Jobs in `starting` and `stopping`."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -24,14 +24,14 @@ from pycloud.core.model.identifiers import (
     ServiceId,
 )
 from pycloud.core.model.runtime import Instance, InstanceState, Job, JobKind
-from pycloud.core.ports import Slice
+from pycloud.core.ports import Slice, every
 from pycloud.core.warm_pool import WarmPool
 from pycloud.errors import Conflict, DuplicateRecord, IllegalTransition, NotFound, StaleRecord
 
 _JOINABLE = (InstanceState.RUNNING, InstanceState.STARTING, InstanceState.REQUESTED)
 """In the order in which a user is served soonest."""
 _EXECUTING = (InstanceState.RUNNING, InstanceState.PAUSED)
-_MANY = 10_000
+_MOST_REMEMBERED = 10_000
 _STARTING = frozenset({InstanceState.REQUESTED, InstanceState.STARTING})
 _OVER = frozenset({InstanceState.STOPPED, InstanceState.FAILED})
 
@@ -109,6 +109,10 @@ class Instances:
     ) -> Slice[Instance]:
         """Return a page of Instances, oldest first, finished ones included for a while."""
         return self.records.store.instances.find(where, limit=limit, cursor=cursor)
+
+    def all_instances(self, where: Mapping[str, str] | None = None) -> Iterator[Instance]:
+        """Iterate over every Instance, finished ones included for a while."""
+        return every(self.records.store.instances, where)
 
     def serial_tail(self, instance_id: InstanceId, *, limit_bytes: int) -> bytes:
         """Return the end of the serial output, kept also when the start failed.
@@ -194,7 +198,7 @@ class Instances:
     def _join(self, service: Service) -> Started | None:
         for state in _JOINABLE:
             where = {"service_id": service.id, "state": state}
-            for found in self.instances(where, limit=_MANY).items:
+            for found in self.all_instances(where):
                 joined = self._join_one(found, service)
                 if joined is not None:
                     return joined
@@ -363,13 +367,13 @@ class Instances:
         is_timed = False
         for state in _EXECUTING:
             where = {"service_id": service_id, "state": state}
-            for found in self.instances(where, limit=_MANY).items:
+            for found in self.all_instances(where):
                 is_timed = is_timed or found.idle_timeout_s is not None
                 uses = found.device_id == device_id or found.users > 1
                 if uses and _is_used_up(found, now):
                     self._renew(found, now)
         if not is_timed:
-            if len(self._untimed) >= _MANY:
+            if len(self._untimed) >= _MOST_REMEMBERED:
                 self._untimed.clear()
             self._untimed[service_id] = revision
 
@@ -384,7 +388,7 @@ class Instances:
         """Stop every Instance here whose deadline has passed, idle or for life, or unused."""
         now, here = self.records.clock.now(), self.guests.placement.this_host
         for state in _EXECUTING:
-            for found in self.instances({"state": state}, limit=_MANY).items:
+            for found in self.all_instances({"state": state}):
                 if not here.has(found.host_id):
                     continue
                 passed = any(

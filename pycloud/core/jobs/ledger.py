@@ -9,7 +9,7 @@ from uuid import uuid4
 from pycloud.core.model.fleet import UNTOLD, ThisHost
 from pycloud.core.model.identifiers import HostId, JobId, Principal
 from pycloud.core.model.runtime import Event, Job, JobKind, JobState
-from pycloud.core.ports import Clock, Slice, Store
+from pycloud.core.ports import Clock, Slice, Store, every
 from pycloud.errors import Conflict, StaleRecord
 
 _FOREIGN_POLL_S = 0.25
@@ -80,9 +80,8 @@ class Jobs:
 
     def active(self) -> tuple[Job, ...]:
         """Return every Job that is queued or running, on any server."""
-        queued = self._store.jobs.find({"state": JobState.QUEUED})
-        running = self._store.jobs.find({"state": JobState.RUNNING})
-        return queued.items + running.items
+        states = (JobState.QUEUED, JobState.RUNNING)
+        return tuple(job for state in states for job in every(self._store.jobs, {"state": state}))
 
     def cancel(self, job_id: JobId, *, by: Principal) -> Job:
         """Ask a Job to stop and undo itself; it ends as CANCELLED a little later.

@@ -20,7 +20,7 @@ from pycloud.core.jobs.procedure import Lane, Procedure, Recovery, Step, StepCon
 from pycloud.core.model.fleet import ThisHost
 from pycloud.core.model.identifiers import JobId, Principal
 from pycloud.core.model.runtime import Failure, Job, JobKind, JobState
-from pycloud.core.ports import Clock, Store
+from pycloud.core.ports import Clock, Store, every
 from pycloud.errors import (
     CloudletError,
     JobCancelled,
@@ -35,7 +35,6 @@ StepObserver = Callable[[JobKind, str, str], None]
 """Told (kind, step, `begin`, `end` or `undo`) around every step."""
 
 _STOP_POLL_S = 0.02
-_MANY = 100_000
 _MOST_ATTEMPTS = 5
 """A Job that killed its server this often is rolled back, not tried again."""
 
@@ -136,7 +135,7 @@ class JobRunner:
         return [job for job in self._in_state(JobState.QUEUED) if self._is_ours(job)]
 
     def _in_state(self, state: JobState) -> tuple[Job, ...]:
-        return self._store.jobs.find({"state": state}, limit=_MANY).items
+        return tuple(every(self._store.jobs, {"state": state}))
 
     def _is_ours(self, job: Job) -> bool:
         return job.kind in self._procedures and self._options.host.has(job.host_id)

@@ -18,7 +18,7 @@ from pycloud.core.ports.machines import (
     ProbeTarget,
     UserNetwork,
 )
-from pycloud.core.ports.store import EventLog, Repository, Slice, Store
+from pycloud.core.ports.store import EventLog, Repository, Slice, Store, every
 from pycloud.core.ports.surroundings import Clock, Discovery, HostSensors, Secrets
 
 __all__ = [
@@ -45,4 +45,5 @@ __all__ = [
     "Store",
     "UnpackedPackage",
     "UserNetwork",
+    "every",
 ]

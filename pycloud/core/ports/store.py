@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ports for records: a repository for each kind, and the events in one order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -91,6 +91,20 @@ class Repository(Protocol[R]):
     def revision(self) -> int:
         """Return a number that changes with every write to this kind, by any server."""
         ...
+
+
+def every(repository: Repository[R], where: Mapping[str, str] | None = None) -> Iterator[R]:
+    """Iterate over all records whose indexed fields equal `where`, page by page.
+
+    Records that are added or changed meanwhile may be missed or come as they were.
+    """
+    cursor: str | None = None
+    while True:
+        page = repository.find(where, cursor=cursor)
+        yield from page.items
+        cursor = page.next_cursor
+        if cursor is None:
+            return
 
 
 class EventLog(Protocol):
