@@ -213,7 +213,8 @@ class JobRunner:
         now = self._clock.now()
         for job in self._in_state(JobState.RUNNING):
             expired = job.lease_expires_at is None or job.lease_expires_at <= now
-            if not expired or not self._is_ours(job):
+            if not expired or not self._is_ours(job) or job.id in self._held:
+                # The wall clock may have jumped behind the lease of what is worked on here.
                 continue
             try:
                 self._recover(job)

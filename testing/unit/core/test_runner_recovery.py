@@ -25,6 +25,23 @@ def forward():
     return Bench(recovery=Recovery.ROLL_FORWARD)
 
 
+# -- when the wall clock jumps ---------------------------------------------------------------
+
+
+def test_recovery_leaves_alone_what_this_server_works_on(bench):
+    def jump(_context):
+        bench.clock.advance(LEASE_S * 2)
+        bench.runner.recover()
+
+    bench.bodies["second"] = jump
+    job = bench.submit()
+
+    bench.runner.run_pending()
+
+    assert bench.notes == ["first", "second", "last"]
+    assert bench.job(job).state is JobState.SUCCEEDED
+
+
 # -- after a crash ------------------------------------------------------------------------
 
 
