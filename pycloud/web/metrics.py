@@ -18,12 +18,14 @@ from prometheus_client.registry import Collector
 
 from pycloud.core.facade import Core
 from pycloud.core.model.identifiers import InstanceId
-from pycloud.core.model.runtime import Instance, InstanceState
+from pycloud.core.model.runtime import InstanceState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 _START_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
-_RECORDS_AT_ONCE = 500
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_OTHER_METHOD = "other"
+"""Stands for all that clients think of themselves, of which there is no end."""
 _Key = tuple[str, str, int]
 """Route, method, status."""
 
@@ -72,7 +74,7 @@ class RequestTally(Collector):
             rows: dict[_Key, _Row] = self._local.rows
         except AttributeError:
             rows = self._begin_thread()
-        key = (route, method, status)
+        key = (route, method if method in _METHODS else _OTHER_METHOD, status)
         row = rows.get(key)
         if row is None:
             row = rows[key] = _Row()
@@ -151,7 +153,7 @@ class CloudletMetrics:
         with self._lock:
             states: Counter[InstanceState] = Counter()
             seen: set[InstanceId] = set()
-            for instance in self._all():
+            for instance in self._core.instances.all_instances():
                 states[instance.state] += 1
                 if instance.start_method is not None and instance.timeline:
                     seen.add(instance.id)
@@ -163,12 +165,3 @@ class CloudletMetrics:
             self._counted = seen
             for state in InstanceState:
                 self._instances.labels(state.value).set(states[state])
-
-    def _all(self) -> Iterator[Instance]:
-        cursor: str | None = None
-        while True:
-            page = self._core.instances.instances(limit=_RECORDS_AT_ONCE, cursor=cursor)
-            yield from page.items
-            cursor = page.next_cursor
-            if cursor is None:
-                return

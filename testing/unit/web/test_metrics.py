@@ -52,3 +52,11 @@ def test_tally_does_not_grow_with_the_number_of_threads_that_were() -> None:
         thread.join()
     assert 'status="200"} 50.0' in rendered(tally)
     assert len(tally._threads) < 50
+
+
+def test_tally_does_not_grow_with_the_methods_that_clients_think_of() -> None:
+    tally = RequestTally()
+    for number in range(50):
+        tally.observe("home", f"METHOD{number}", status=405, seconds=0.1)
+    assert 'method="other",route="home",status="405"} 50.0' in rendered(tally)
+    assert "METHOD1" not in rendered(tally)
