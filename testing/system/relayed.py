@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pycloud.adapters.relay.client import RelayClient
-from testing.real_host import free_port
 
 PUBLISHED = "127.0.0.2"
 DEADLINE_S = 30.0
@@ -29,12 +28,17 @@ def relay_client(data: Path, *, bind: str = PUBLISHED, idle_exit_s: float = 30.0
 @contextmanager
 def serving(service: Service) -> Iterator[int]:
     """Call `service` with every connection to a port of 127.0.0.1, each in its own thread."""
-    port = free_port()
-    with socket.create_server(("127.0.0.1", port), backlog=512) as listener:
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         threading.Thread(target=_accept, args=(listener, service), daemon=True).start()
-        yield port
+        yield int(listener.getsockname()[1])
         # Closing alone does not wake the thread that accepts.
         listener.shutdown(socket.SHUT_RDWR)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on; the kernel takes care not to repeat itself."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def echo(sock: socket.socket) -> None:

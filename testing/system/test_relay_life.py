@@ -16,12 +16,12 @@ import pytest
 
 from pycloud.adapters.relay import process
 from pycloud.errors import HypervisorError, PortInUse
-from testing.real_host import free_port
 from testing.system.network_segment import REPOSITORY, TIMEOUT_S, segment
 from testing.system.relayed import (
     PUBLISHED,
     connected,
     echo,
+    free_port,
     is_echoed,
     is_running,
     relay_client,

@@ -46,6 +46,7 @@ class RelayState:
     """What the relay says of itself."""
 
     version: int
+    pid: int
     taken: frozenset[int]
     is_address_missing: bool
     connections: int
@@ -60,6 +61,7 @@ class RelayClient:
         self._bind = bind
         self._idle_exit_s = idle_exit_s
         self._table = ForwardTable(directory / "forwards")
+        self._lack: tuple[frozenset[int], bool] = (frozenset(), False)
 
     @property
     def is_needed(self) -> bool:
@@ -105,9 +107,19 @@ class RelayClient:
             state = self._told()
             if state.version < process.VERSION and self._retired():
                 state = self._told()
-        if state.taken or state.is_address_missing:
+        self._note(state)
+
+    def state(self) -> RelayState | None:
+        """Return what the relay says of itself, None if there is none. Raises HypervisorError."""
+        return self._answer({}) if self._directory.is_dir() else None
+
+    def _note(self, state: RelayState) -> None:
+        """Log what the relay cannot listen on, once."""
+        lack = (state.taken, state.is_address_missing)
+        if lack != self._lack:
+            self._lack = lack
             _log.warning(
-                "relay_incomplete bind=%s taken=%s missing=%s",
+                "relay_listens bind=%s taken=%s missing=%s",
                 self._bind,
                 sorted(state.taken),
                 state.is_address_missing,
@@ -260,6 +272,7 @@ def _parsed(answer: bytes) -> RelayState:
         told = json.loads(answer)
         return RelayState(
             version=int(told["version"]),
+            pid=int(told["pid"]),
             taken=frozenset(map(int, told["taken"])),
             is_address_missing=bool(told["missing"]),
             connections=int(told["connections"]),

@@ -12,8 +12,8 @@ It ends by itself when it was told to listen on nothing, or when its data direct
 removed, and nobody uses it any more. Told again, a new one takes over the same table.
 
 A message is one packet of JSON each way: {"listen": [port, ...], "on": address} changes
-what it listens on, {"retire": true} ends it if no connection is open; the answer is
-{"version", "taken": [port, ...], "missing": bool, "connections": count}.
+what it listens on, {"retire": true} ends it if no connection is open, {} changes nothing;
+the answer is {"version", "pid", "taken": [port, ...], "missing": bool, "connections": count}.
 """
 
 import argparse
@@ -97,7 +97,11 @@ class Relay:
         wanted = present if self._bind == ANY_ADDRESS else _specific(self._bind, present)
         doors = {(address, port) for address in wanted for port in self._ports}
         for gone in self._doors.keys() - doors:
-            self._loop.close(self._doors.pop(gone))
+            door = self._doors.pop(gone)
+            self._loop.forget(door)
+            # At once, because whoever gave a port up is told that nobody listens on it. A
+            # stray event could only say "readable", which every handler bears.
+            door.close()
         taken = set()
         for address, port in sorted(doors - self._doors.keys()):
             try:
@@ -184,10 +188,11 @@ class Relay:
                 self._rescan()
             case {"retire": True}:
                 self._is_retired = not self._clients
-            case _:
+            case _ if order != {}:
                 raise ValueError("an order that this version does not know")
         return {
             "version": VERSION,
+            "pid": os.getpid(),
             "taken": sorted(self._taken),
             "missing": self._is_missing,
             "connections": self._clients.total(),
