@@ -152,6 +152,11 @@ class Reconciler:
             if self._is_orphan(f"instance/{instance.id}"):
                 self._end(instance, domain)
             return
+        if domain.state == "stalled" and instance.state is InstanceState.RUNNING:
+            # Should there be no room yet, the guest stalls again at the same write.
+            log.warning("guest_needs_disk_space", extra={"instance_id": instance.id})
+            self.guests.hypervisor.resume(domain.id)
+            return
         adopted = {"running": InstanceState.RUNNING, "paused": InstanceState.PAUSED}
         state = adopted.get(domain.state, instance.state)
         if state is not instance.state and self._is_orphan(f"state/{instance.id}"):

@@ -3,17 +3,15 @@
 
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pycloud.adapters.libvirt import session_daemon
 from testing.guest import guest_image
 from testing.system.callers import Operator, Phone, require_right_checksums
 from testing.system.cloudlet import Server, running_server, wait_until
-from testing.system.own_mounts import bound, wrapper
+from testing.system.own_daemon import daemon_of, own_daemon, server_on
 
 CONTENT = b"no daemon needed\n" * 500
 DEADLINE_S = 60.0
@@ -22,35 +20,18 @@ DEADLINE_S = 60.0
 @pytest.fixture(scope="module")
 def runtime_dir() -> Iterator[Path]:
     """Where the daemon of these tests, and of no others, has its socket and its process id."""
-    with tempfile.TemporaryDirectory(prefix="pycloud-") as directory:
-        yield Path(directory)
-        os.kill(daemon_of(Path(directory)), signal.SIGTERM)
+    with own_daemon() as directory:
+        yield directory
 
 
 @pytest.fixture(scope="module")
 def server(runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A cloudlet with a daemon of its own and a prepared Service."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(runtime_dir))
-        patch.setattr(session_daemon, "RUNTIME_DIR", runtime_dir)
-        is_root = os.geteuid() == 0
-        place = Path("/run/pycloud")
-        own = wrapper(bound(runtime_dir, place)) if is_root else ()
-        with running_server(tmp_path_factory.mktemp("daemon"), wrapper=own) as server:
-            operator = Operator(server.url, server.token)
-            operator.add_service("demo", guest_image())
-            operator.done(operator.call("POST", "/services/demo/prepare"))
-            yield server
-
-
-def daemon_of(runtime_dir: Path) -> int:
-    """Return the process of the daemon."""
-    (pid_file,) = (
-        path
-        for name in ("virtqemud.pid", "libvirtd.pid")
-        if (path := runtime_dir / "libvirt" / name).exists()
-    )
-    return int(pid_file.read_text())
+    with server_on(runtime_dir, tmp_path_factory.mktemp("daemon")) as server:
+        operator = Operator(server.url, server.token)
+        operator.add_service("demo", guest_image())
+        operator.done(operator.call("POST", "/services/demo/prepare"))
+        yield server
 
 
 def test_guests_live_on_and_starts_go_on_when_the_daemon_dies(

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A cloudlet whose disk fills up in the middle of things, and clients that stop in the middle."""
 
-import os
 import random
 import socket
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,11 +11,11 @@ import pytest
 from testing.guest import guest_image
 from testing.old_packages import OLD_DESCRIPTION, old_package
 from testing.system.callers import Operator
-from testing.system.cloudlet import POLL_S, Server, running_server, wait_until
+from testing.system.cloudlet import Server, running_server, wait_until
+from testing.system.full_disk import full_disk
 from testing.system.own_mounts import small_disk, wrapper
 
 MIB = 1 << 20
-SETTLING_ROUNDS = 10
 DISK_MIB = 360
 FILE = random.Random(5).randbytes(12 * MIB)
 PIECE_BYTES = 4 * MIB
@@ -51,24 +48,6 @@ def leftovers(server: Server) -> list[Path]:
     data_dir = server.seen(server.settings.data_dir)
     folders = [path for path in data_dir.iterdir() if path.is_dir() and path.name != "blobs"]
     return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-
-
-@contextmanager
-def full_disk(server: Server, *, but_bytes: int) -> Iterator[None]:
-    """Let something else fill the disk of a server for a while."""
-    filler = server.seen(server.settings.data_dir / "lost+found")
-    with filler.open("wb") as stream:
-        # Bodies of earlier requests leave the disk a moment after their answer.
-        for _ in range(SETTLING_ROUNDS):
-            usage = os.fstatvfs(stream.fileno())
-            spare = usage.f_bavail * usage.f_frsize - but_bytes
-            if spare > 0:
-                os.posix_fallocate(stream.fileno(), os.fstat(stream.fileno()).st_size, spare)
-            time.sleep(POLL_S)
-    try:
-        yield
-    finally:
-        filler.unlink()
 
 
 @pytest.mark.parametrize(("piece_bytes", "room_bytes"), [(8 * MIB, 2 * MIB), (MIB, 3 * MIB // 2)])

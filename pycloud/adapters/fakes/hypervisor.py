@@ -36,7 +36,7 @@ FAKE_FACTS = HypervisorFacts(
     cpu_model="qemu64",
     instant_start=True,
 )
-RUNNING, PAUSED, CRASHED = "running", "paused", "crashed"
+RUNNING, PAUSED, STALLED, CRASHED = "running", "paused", "stalled", "crashed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,6 +321,11 @@ class FakeHypervisor:
         """Let a guest panic: the domain stays, nothing in it runs."""
         with self._lock:
             self._domains[domain_id] = replace(self._domain(domain_id), state=CRASHED)
+
+    def stall(self, domain_id: DomainId) -> None:
+        """Let a write of a guest find no room on the disk of the Host."""
+        with self._lock:
+            self._domains[domain_id] = replace(self._domain(domain_id), state=STALLED)
 
     def power_off(self, domain_id: DomainId) -> None:
         """Let a guest switch itself off: the domain is gone, its disk stays."""

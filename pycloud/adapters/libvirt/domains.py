@@ -21,6 +21,7 @@ from pycloud.errors import DomainNotFound
 
 NAME_PREFIX = "pycloud-"
 RUNNING, PAUSED, SHUT_OFF, CRASHED = "running", "paused", "shutoff", "crashed"
+STALLED = "stalled"
 
 _STATES = {
     libvirt.VIR_DOMAIN_RUNNING: RUNNING,
@@ -29,14 +30,13 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: PAUSED,
     libvirt.VIR_DOMAIN_CRASHED: CRASHED,
 }
-# A guest that QEMU stopped by itself executes no more than one that panicked.
-_BROKEN_PAUSES = frozenset(
-    {
-        libvirt.VIR_DOMAIN_PAUSED_IOERROR,
-        libvirt.VIR_DOMAIN_PAUSED_WATCHDOG,
-        libvirt.VIR_DOMAIN_PAUSED_CRASHED,
-    }
-)
+_PAUSES = {
+    # Nothing is lost: resumed when the disk has room again, the guest's write is repeated.
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR: STALLED,
+    libvirt.VIR_DOMAIN_PAUSED_WATCHDOG: CRASHED,
+    libvirt.VIR_DOMAIN_PAUSED_CRASHED: CRASHED,
+}
+"""What QEMU stopped by itself, by the reason that libvirt gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +165,8 @@ class DomainControl:
 
 
 def _state_word(state: int, reason: int) -> str:
-    if state == libvirt.VIR_DOMAIN_PAUSED and reason in _BROKEN_PAUSES:
-        return CRASHED
+    if state == libvirt.VIR_DOMAIN_PAUSED and reason in _PAUSES:
+        return _PAUSES[reason]
     return _STATES.get(state, SHUT_OFF)
 
 

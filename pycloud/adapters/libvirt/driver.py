@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from pycloud.adapters.libvirt.domain_plan import Role
-from pycloud.adapters.libvirt.domains import CRASHED, PAUSED, RUNNING, OwnDomain
+from pycloud.adapters.libvirt.domains import CRASHED, PAUSED, RUNNING, STALLED, OwnDomain
 from pycloud.adapters.libvirt.host import LibvirtHost
 from pycloud.adapters.libvirt.monitor import LISTENING
 from pycloud.core.model.catalog import MemoryKind
@@ -71,7 +71,7 @@ class LibvirtHypervisor:
             raise HypervisorError(f"domain {domain_id} has crashed")
         self._host.publish(domain_id, domain.tag.owner, tuple(forwards))
         on_phase("ports")
-        if domain.state == PAUSED:
+        if domain.state != RUNNING:
             self._host.domains.resume(domain_id)
         on_phase("resume")
 
@@ -154,7 +154,7 @@ class LibvirtHypervisor:
 
     def _executable(self, domain_id: DomainId) -> OwnDomain:
         domain = self._host.domains.require(domain_id)
-        if domain.state not in {RUNNING, PAUSED}:
+        if domain.state not in {RUNNING, PAUSED, STALLED}:
             raise HypervisorError(f"domain {domain_id} has crashed")
         return domain
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pycloud.adapters.libvirt.connection import LibvirtRefused
-from pycloud.adapters.libvirt.domains import PAUSED, RUNNING
+from pycloud.adapters.libvirt.domains import PAUSED, RUNNING, STALLED
 from pycloud.adapters.libvirt.host import LibvirtHost
 from pycloud.adapters.libvirt.monitor import LISTENING
 from pycloud.adapters.libvirt.neighbours import ask_all, known_address
@@ -31,7 +31,7 @@ class LibvirtGuestView:
     def is_alive(self, domain_id: DomainId) -> bool:
         """Return whether the guest executes or was paused on request."""
         domain = self._host.domains.find(domain_id)
-        return domain is not None and domain.state in {RUNNING, PAUSED}
+        return domain is not None and domain.state in {RUNNING, PAUSED, STALLED}
 
     def accepts(self, domain_id: DomainId, port: int) -> bool:
         """Return whether a connection to a published port got beyond the emulator.

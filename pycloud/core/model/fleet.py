@@ -154,4 +154,4 @@ class DomainInfo:
     owner: InstanceId
     """The Instance, waiting copy or Job for which it was made."""
     state: str
-    """`running`, `paused`, `shutoff` or `crashed`."""
+    """`running`, `paused`, `stalled` (a write found no room), `shutoff` or `crashed`."""

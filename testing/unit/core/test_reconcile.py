@@ -127,6 +127,27 @@ def test_guest_in_another_state_than_recorded_is_adopted(cold, state):
     assert instance_of(cold, instance).state == state
 
 
+def test_guest_that_found_no_room_on_the_disk_goes_on(cold):
+    instance = cold.start(HISTOGRAM)
+    cold.hypervisor.stall(instance.domain_id)
+
+    cold.reconcile()
+
+    assert cold.hypervisor.domain(instance.domain_id).state == "running"
+    assert instance_of(cold, instance) == instance
+
+
+def test_guest_without_room_is_left_alone_when_its_user_paused_it(cold):
+    instance = cold.start(HISTOGRAM)
+    paused = cold.core.instances.pause(instance.id, by=ADMIN)
+    cold.hypervisor.stall(instance.domain_id)
+
+    cold.reconcile(5)
+
+    assert cold.hypervisor.domain(instance.domain_id).state == "stalled"
+    assert instance_of(cold, instance) == paused
+
+
 def test_migrating_instance_is_left_alone(cold):
     instance = cold.start(HISTOGRAM)
     moving = cold.store.instances.replace(replace(instance, state=InstanceState.MIGRATING))
