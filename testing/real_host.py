@@ -137,7 +137,8 @@ class RealHost:
         """Return a new guest that publishes its service on a free port."""
         chosen = disk or (self.disk if memory is None else memory.disk)
         return DomainSpec(
-            owner=InstanceId(f"test-{next(_numbers)}"),
+            # Other test runs may use the same daemon, where names are unique.
+            owner=InstanceId(f"test-{uuid.uuid4().hex[:12]}"),
             domain_id=DomainId(str(uuid.uuid4())),
             machine=self.machine,
             os_type=OsType.LINUX,
