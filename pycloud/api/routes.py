@@ -57,6 +57,8 @@ V2: tuple[Route, ...] = (
         Endpoint("DELETE", instances.stop_instance, _CONTROL))),
     Route("v2.instance.leave", "/api/v2/instances/{instance_id}/leave", (
         Endpoint("POST", instances.leave_instance, _PUBLIC),)),
+    Route("v2.instance.renew", "/api/v2/instances/{instance_id}/renew", (
+        Endpoint("POST", instances.renew_instance, _CONTROL),)),
     Route("v2.instance.pause", "/api/v2/instances/{instance_id}/pause", (
         Endpoint("POST", instances.pause_instance, _CONTROL),)),
     Route("v2.instance.resume", "/api/v2/instances/{instance_id}/resume", (

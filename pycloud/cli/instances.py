@@ -120,6 +120,16 @@ def stop_instance(session: Session, *, instance_id: str, graceful: bool, waits: 
     printer.done(f"instance {instance_id} {'was stopped' if waits else 'is being stopped'}", job)
 
 
+@instance.command("renew")
+@click.argument("instance_id", type=INSTANCE_ID)
+@click.pass_obj
+def renew_instance(session: Session, instance_id: str) -> None:
+    """Count the idle time of an instance anew."""
+    found = session.api.post(f"/instances/{segment(instance_id)}/renew")
+    until = found["idle_at"] or "it is stopped"
+    session.printer.done(f"instance {instance_id} stays until {until}", found)
+
+
 @instance.command("pause")
 @click.argument("instance_id", type=INSTANCE_ID)
 @click.pass_obj

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fake and the real hypervisor behind one face, for tests that must not know which."""
 
+import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from pycloud.adapters.fakes import FakeClock, FakeHypervisor, MemoryBlobs, fake_qcow2
@@ -44,6 +45,10 @@ class Bench(Protocol):
 
     def wait_for_service(self, spec: DomainSpec) -> None:
         """Return when the guest's service answers."""
+        ...
+
+    def client(self, spec: DomainSpec) -> "AbstractContextManager[None]":
+        """Let a client be connected to the guest's service for a while."""
         ...
 
     def end_all(self) -> None:
@@ -97,6 +102,13 @@ class FakeBench:
     def wait_for_service(self, spec: DomainSpec) -> None:
         """Return; a fake service is always there."""
 
+    @contextmanager
+    def client(self, spec: DomainSpec) -> Iterator[None]:
+        """Tell the fake that somebody is connected."""
+        self._fake.connect(spec.domain_id)
+        yield
+        self._fake.disconnect(spec.domain_id)
+
     def end_all(self) -> None:
         """End whatever is there."""
         for domain in self._fake.domains():
@@ -131,6 +143,12 @@ class RealBench:
     def wait_for_service(self, spec: DomainSpec) -> None:
         """Return at the service's first answer."""
         answer_of(published_port(spec))
+
+    @contextmanager
+    def client(self, spec: DomainSpec) -> Iterator[None]:
+        """Be connected to the published port."""
+        with socket.create_connection(("127.0.0.1", published_port(spec)), timeout=10):
+            yield
 
     def end_all(self) -> None:
         """End whatever is there."""

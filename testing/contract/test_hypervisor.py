@@ -4,6 +4,7 @@
 Guests are copies of one template wherever the test does not need a cold boot.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -414,9 +415,27 @@ def test_save_image_of_something_else_is_unusable(bench):
 def test_guest_that_is_not_there_shows_nothing(bench):
     assert not bench.view.is_alive(NOBODY)
     assert not bench.view.accepts(NOBODY, 20000)
+    assert not bench.view.is_connected(NOBODY)
     assert bench.view.address(NOBODY) is None
     assert bench.view.serial_tail(InstanceId("nobody"), limit_bytes=100) == b""
     assert InstanceId("nobody") not in bench.hypervisor.disk_owners()
+
+
+def test_guest_is_connected_while_a_client_is(bench, clone):
+    bench.wait_for_service(clone)
+    _until(lambda: not bench.view.is_connected(clone.domain_id))
+
+    with bench.client(clone):
+        _until(lambda: bench.view.is_connected(clone.domain_id))
+
+    _until(lambda: not bench.view.is_connected(clone.domain_id))
+
+
+def _until(happened):
+    deadline = time.monotonic() + 30.0
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_guest_in_user_mode_networking_has_no_address(bench, clone):

@@ -232,10 +232,12 @@ def test_instance_start_can_share_a_running_one(run: Run, image: Path) -> None:
 
 def test_instance_is_paused_resumed_and_stopped(run: Run, instance: dict[str, Any]) -> None:
     told = [
-        done(run("instance", verb, instance["id"])).stdout for verb in ("pause", "resume", "stop")
+        done(run("instance", verb, instance["id"])).stdout
+        for verb in ("renew", "pause", "resume", "stop")
     ]
 
     assert [line.split(maxsplit=2)[2] for line in told] == [
+        "stays until it is stopped\n",
         "is paused\n",
         "is running\n",
         "was stopped\n",

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import zipfile
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -225,6 +226,16 @@ def test_pause_and_resume(stand: Stand, phone: TestApp) -> None:
     resumed = phone.post(f"{path}/resume", headers=PHONE).json
     assert (paused["state"], resumed["state"]) == ("paused", "running")
     assert problem_of(again) == "illegal_transition"
+
+
+def test_renewing_gives_an_instance_its_idle_time_again(stand: Stand, phone: TestApp) -> None:
+    echo = stand.add_service("echo")
+    stand.store.services.replace(replace(echo, idle_timeout_s=60))
+    started = start(phone)["instance"]
+    path = f"/api/v2/instances/{started['id']}/renew"
+    phone.post(path, headers=OTHER_PHONE, status=401)
+    renewed = phone.post(path, headers=PHONE, status=200).json
+    assert renewed["idle_at"] > started["idle_at"]
 
 
 def test_stop_is_for_the_owner_and_administrators(stand: Stand, phone: TestApp) -> None:

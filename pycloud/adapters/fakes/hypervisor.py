@@ -90,6 +90,7 @@ class FakeHypervisor:
         self._starts: list[FakeStart] = []
         self._serial: dict[InstanceId, bytes] = {}
         self._addresses: dict[DomainId, str | None] = {}
+        self._connected: set[DomainId] = set()
 
     # Hypervisor
 
@@ -286,6 +287,12 @@ class FakeHypervisor:
                 mapping.host_port == port for mapping in domain.forwards
             )
 
+    def is_connected(self, domain_id: DomainId) -> bool:
+        """Return whether a test let a client connect."""
+        with self._lock:
+            self._enter("is_connected")
+            return domain_id in self._connected and domain_id in self._domains
+
     def address(self, domain_id: DomainId) -> str | None:
         """Return the address of a bridged guest, made up unless a test set one."""
         with self._lock:
@@ -342,6 +349,16 @@ class FakeHypervisor:
         """Let a guest print something."""
         with self._lock:
             self._serial[owner] = self._serial.get(owner, b"") + output
+
+    def connect(self, domain_id: DomainId) -> None:
+        """Let a client open a connection to a published port."""
+        with self._lock:
+            self._connected.add(domain_id)
+
+    def disconnect(self, domain_id: DomainId) -> None:
+        """Let the clients of a guest close their connections."""
+        with self._lock:
+            self._connected.discard(domain_id)
 
     def set_address(self, domain_id: DomainId, address: str | None) -> None:
         """Give a bridged guest an address, or None while it has none."""

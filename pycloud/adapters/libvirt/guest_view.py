@@ -50,6 +50,15 @@ class LibvirtGuestView:
             item.host_port == port and item.state not in _NOT_ACCEPTED for item in connections
         )
 
+    def is_connected(self, domain_id: DomainId) -> bool:
+        """Return whether the user-mode network has a connection with the guest."""
+        try:
+            self._host.domains.require(domain_id)
+            connections = self._host.monitor(domain_id).connections()
+        except (DomainNotFound, LibvirtRefused):
+            return False
+        return any(item.state not in _NOT_ACCEPTED for item in connections)
+
     def address(self, domain_id: DomainId) -> str | None:
         """Return a bridged guest's IPv4 address once the host has heard of it."""
         if self._host.domains.find(domain_id) is None:

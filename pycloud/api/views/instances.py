@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instances: start, look, pause, resume, leave, stop."""
+"""Instances: start, look, renew, pause, resume, leave, stop."""
 
 from pyramid.response import Response
 
@@ -69,6 +69,11 @@ def leave_instance(request: Request) -> Response:
     instance_id = _instance_id(request)
     job = request.core.instances.leave(instance_id, by=request.principal)
     return _with_job(request, request.core.instances.instance(instance_id), job)
+
+
+def renew_instance(request: Request) -> Response:
+    """Count the idle time of an Instance anew."""
+    return _shown(request, request.core.instances.renew(_instance_id(request)))
 
 
 def pause_instance(request: Request) -> Response:

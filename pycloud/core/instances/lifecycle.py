@@ -354,6 +354,23 @@ class Instances:
 
     # -- deadlines ------------------------------------------------------------------------
 
+    def renew(self, instance_id: InstanceId) -> Instance:
+        """Count its idle time anew, for who uses it in ways that cannot be seen from here.
+
+        Raises NotFound, Conflict if it is stopping or over.
+        """
+        while True:
+            instance = self.instance(instance_id)
+            if instance.state in _OVER or instance.state is InstanceState.STOPPING:
+                raise Conflict(f"instance {instance_id} is {instance.state}; start another one")
+            renewed = deadlines(instance, self.records.clock.now())
+            if renewed == instance:
+                return instance
+            try:
+                return self.records.store.instances.replace(renewed)
+            except StaleRecord:
+                continue
+
     def touch(self, service_id: ServiceId, device_id: DeviceId) -> None:
         """Count a sign of life of a device as use of its Instances of a Service.
 
@@ -369,7 +386,7 @@ class Instances:
             where = {"service_id": service_id, "state": state}
             for found in self.all_instances(where):
                 is_timed = is_timed or found.idle_timeout_s is not None
-                uses = found.device_id == device_id or found.users > 1
+                uses = found.device_id == device_id or found.sharing_limit > 1
                 if uses and _is_used_up(found, now):
                     self._renew(found, now)
         if not is_timed:
@@ -385,22 +402,33 @@ class Instances:
             return
 
     def stop_overdue(self, *, by: Principal) -> None:
-        """Stop every Instance here whose deadline has passed, idle or for life, or unused."""
+        """Stop every Instance here whose deadline has passed, idle or for life, or unused.
+
+        An open connection to one counts as use.
+        """
         now, here = self.records.clock.now(), self.guests.placement.this_host
         for state in _EXECUTING:
             for found in self.all_instances({"state": state}):
                 if not here.has(found.host_id):
                     continue
-                passed = any(
-                    at is not None and at <= now for at in (found.idle_at, found.expires_at)
-                )
-                if not passed and found.users > 0:
-                    continue
+                if found.users > 0 and not _has_passed(found.expires_at, now):
+                    if _is_used_up(found, now) and self._is_connected(found):
+                        self._renew(found, now)
+                        continue
+                    if not _has_passed(found.idle_at, now):
+                        continue
                 try:
                     self._stop(found, StopMode.AT_ONCE, by)
                 except (StaleRecord, NotFound):
                     # Joined, used or stopped at this moment: the next round looks again.
                     continue
+
+    def _is_connected(self, instance: Instance) -> bool:
+        return self.guests.view.is_connected(domain_id_of(instance.id))
+
+
+def _has_passed(moment: datetime | None, now: datetime) -> bool:
+    return moment is not None and moment <= now
 
 
 def _is_used_up(instance: Instance, now: datetime) -> bool:

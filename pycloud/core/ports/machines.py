@@ -177,6 +177,13 @@ class GuestView(Protocol):
         """
         ...
 
+    def is_connected(self, domain_id: DomainId) -> bool:
+        """Return whether a client has a connection open to a published port.
+
+        Never on a bridge, where connections pass by the emulator, nor if there is no domain.
+        """
+        ...
+
     def address(self, domain_id: DomainId) -> str | None:
         """Return a bridged guest's IPv4 address once it is known."""
         ...

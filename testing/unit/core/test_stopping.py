@@ -235,16 +235,78 @@ def test_service_overrides_the_deadlines_of_the_settings():
     [("phone", 1, True), ("other", 1, False), ("other", 2, True)],
 )
 def test_touch_renews_the_idle_deadline(device, users, renewed):
-    composed = with_deadlines(idle_timeout_s=60)
+    composed = a_core(settings=replace(BASE_SETTINGS, idle_timeout_s=60))
+    composed.add_service(a_service_draft(sharing_limit=users))
     instance = composed.start(HISTOGRAM, device_id=PHONE)
-    if users == 2:
-        composed.start(HISTOGRAM, Join.SHARE)
     composed.clock.advance(30)
 
     composed.core.instances.touch(HISTOGRAM, DeviceId(device))
 
     later = instance_of(composed, instance).idle_at
     assert (later > instance.idle_at) == renewed
+
+
+def test_touch_counts_for_whoever_joined_when_the_one_who_started_it_has_left():
+    composed = with_deadlines(idle_timeout_s=60)
+    instance = composed.start(HISTOGRAM, device_id=PHONE)
+    composed.start(HISTOGRAM, Join.SHARE, device_id=DeviceId("other"))
+    composed.core.instances.leave(instance.id, by=ADMIN)
+    composed.clock.advance(30)
+
+    composed.core.instances.touch(HISTOGRAM, DeviceId("other"))
+
+    assert instance_of(composed, instance).idle_at > instance.idle_at
+
+
+def test_instance_is_not_idle_while_a_client_is_connected():
+    composed = with_deadlines(idle_timeout_s=60)
+    instance = composed.start(HISTOGRAM)
+    composed.hypervisor.connect(instance.domain_id)
+    composed.clock.advance(60)
+    composed.core.instances.stop_overdue(by=ADMIN)
+    used = instance_of(composed, instance)
+    composed.hypervisor.disconnect(instance.domain_id)
+    composed.clock.advance(60)
+
+    composed.core.instances.stop_overdue(by=ADMIN)
+
+    assert used.state is InstanceState.RUNNING
+    assert instance_of(composed, instance).state is InstanceState.STOPPING
+
+
+def test_connection_does_not_outlast_the_lifetime():
+    composed = with_deadlines(idle_timeout_s=30, max_lifetime_s=60)
+    instance = composed.start(HISTOGRAM)
+    composed.hypervisor.connect(instance.domain_id)
+    composed.clock.advance(60)
+
+    composed.core.instances.stop_overdue(by=ADMIN)
+
+    assert instance_of(composed, instance).state is InstanceState.STOPPING
+
+
+def test_renew_begins_the_idle_time_anew():
+    composed = with_deadlines(idle_timeout_s=60)
+    instance = composed.start(HISTOGRAM)
+    composed.clock.advance(59)
+
+    renewed = composed.core.instances.renew(instance.id)
+
+    assert (renewed.idle_at - instance.idle_at).total_seconds() == 59
+
+
+def test_renew_writes_nothing_when_there_is_no_deadline(cold):
+    instance = cold.start(HISTOGRAM)
+
+    assert cold.core.instances.renew(instance.id) == instance
+
+
+def test_renew_comes_too_late_when_the_instance_is_stopped(cold):
+    instance = cold.start(HISTOGRAM)
+    cold.stop(instance.id)
+
+    with pytest.raises(Conflict, match="stopped"):
+        cold.core.instances.renew(instance.id)
 
 
 def test_touch_writes_nothing_when_little_time_has_passed():
