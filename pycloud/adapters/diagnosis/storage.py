@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from pycloud.adapters.store.kinds import SCHEMA_VERSION
-from pycloud.adapters.store.mongo import MongoStore
+from pycloud.adapters.store.mongo_database import stored_version
 from pycloud.adapters.store.sqlite_schema import APPLICATION_ID
 from pycloud.core.access import ADMIN_TOKEN
 from pycloud.core.model.diagnosis import Finding, Verdict
@@ -163,11 +163,14 @@ def sqlite_file(path: Path) -> Finding:
 
 def _mongo(url: str) -> Finding:
     try:
-        opened = MongoStore(url)
-        try:
-            opened.ping()
-        finally:
-            opened.close()
+        version = stored_version(url)
+    except SchemaTooNew as exc:
+        return Finding(
+            name="store",
+            verdict=Verdict.FAIL,
+            detail=exc.message,
+            fix=f"look in the database for collections named backup_v{SCHEMA_VERSION}_...",
+        )
     except StoreError as exc:
         return Finding(
             name="store",
@@ -175,7 +178,15 @@ def _mongo(url: str) -> Finding:
             detail=exc.message,
             fix="see whether the MongoDB server runs and the URL in pycloud.store is right",
         )
-    return Finding(name="store", verdict=Verdict.OK, detail="the MongoDB server answers")
+    told = "the MongoDB server answers"
+    if version == 0:
+        told += "; its database will be filled at the first start"
+    else:
+        told += f", schema {version}"
+    if 0 < version < SCHEMA_VERSION:
+        told += f"; the next start brings it to {SCHEMA_VERSION} and keeps a backup,"
+        told += " and servers of an older version have to be stopped before"
+    return Finding(name="store", verdict=Verdict.OK, detail=told)
 
 
 def _nearest(path: Path) -> Path:

@@ -106,6 +106,19 @@ def connect(url: str) -> Mongo:
 # -- schema -----------------------------------------------------------------------
 
 
+def stored_version(url: str) -> int:
+    """Return the version of the database that the URL names, 0 if it is new; change nothing.
+
+    Raises InvalidSettings, StoreUnavailable, and SchemaTooNew as a server would.
+    """
+    database = connect(url)
+    try:
+        with translating():
+            return check_version(database, CURRENT)
+    finally:
+        database.client.close()
+
+
 def bring_up_to_date(database: Mongo, *, schema: Schema) -> None:
     """Make indices and counters, or migrate an older database after copying it.
 
