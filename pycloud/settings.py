@@ -10,7 +10,7 @@ import configparser
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ from pycloud.errors import InvalidSettings
 
 PREFIX = "pycloud."
 ENVIRONMENT_PREFIX = "PYCLOUD_"
+_DEFAULTS = "DEFAULT"
+_OVERRIDING = "set "
+"""Before a key, it makes PasteDeploy prefer the section's value to that of [DEFAULT]."""
+_PERCENT = re.compile(r"%\(here\)s|%%")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,15 +215,29 @@ def from_mapping(values: Mapping[str, str], *, origin: str = "arguments") -> Loa
     return LoadedSettings(settings=Settings(**parsed), origins=origins)
 
 
-def load(path: Path | None) -> LoadedSettings:
-    """Read an `.ini` file (every section; later ones win), or take defaults without one.
+def from_deployment(
+    global_config: Mapping[str, str], own: Mapping[str, str], *, origin: str
+) -> LoadedSettings:
+    """Build Settings from what PasteDeploy hands to an app or a server under `pserve`.
 
-    Raises InvalidSettings, also when the file cannot be read.
+    Raises InvalidSettings, also for what only the file shows to be wrong.
+    """
+    if path := global_config.get("__file__"):
+        load(Path(path))
+    return from_mapping({**global_config, **own}, origin=origin)
+
+
+def load(path: Path | None) -> LoadedSettings:
+    """Read an `.ini` file as `pserve` does, or take defaults without one.
+
+    [DEFAULT] comes first; then every section counts, and later ones win. Raises
+    InvalidSettings, also when the file cannot be read.
     """
     if path is None:
         return from_mapping({})
+    # No section can have an empty name, so [DEFAULT] is read as a section like the others.
     parser = configparser.ConfigParser(
-        interpolation=None, default_section="DEFAULT", strict=False, delimiters=("=",)
+        interpolation=None, default_section="", strict=False, delimiters=("=",)
     )
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case
     try:
@@ -227,10 +245,10 @@ def load(path: Path | None) -> LoadedSettings:
             parser.read_file(stream)
     except (OSError, UnicodeDecodeError, configparser.Error) as exc:
         raise InvalidSettings("config", str(path), allowed=f"a readable .ini file ({exc})") from exc
+    meanings = {"%(here)s": str(path.resolve().parent), "%%": "%"}
     values = {
-        key: text.replace("%(here)s", str(path.resolve().parent))
-        for section in parser.sections()
-        for key, text in parser.items(section)
+        key: _PERCENT.sub(lambda match: meanings[match[0]], text)
+        for key, text in _joined({name: dict(parser.items(name)) for name in parser.sections()})
     }
     return from_mapping(values, origin=str(path))
 
@@ -241,6 +259,28 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
         (item.name, _written(getattr(settings, item.name)), str(item.metadata["help"]))
         for item in fields(Settings)
     ]
+
+
+def _joined(sections: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield our keys in the order in which they count, the last of each being the one.
+
+    PasteDeploy silently passes over a section's key that stands in [DEFAULT] as well, and
+    the server of the same file keeps to [DEFAULT] anyway. So that is an error here.
+    """
+    defaults = sections.get(_DEFAULTS, {})
+    yield from defaults.items()
+    for name, section in sections.items():
+        if name == _DEFAULTS:
+            continue
+        for written, text in section.items():
+            key = written.removeprefix(_OVERRIDING).strip()
+            if key.startswith(PREFIX) and key == written and defaults.get(key, text) != text:
+                raise InvalidSettings(
+                    key,
+                    text,
+                    allowed=f"[{_DEFAULTS}] sets it as well, and pserve takes that; set it once",
+                )
+            yield key, text
 
 
 def _parse(name: str, text: str, kind: _Kind) -> object:

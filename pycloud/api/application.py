@@ -16,7 +16,7 @@ from pycloud.api import legacy, routes
 from pycloud.api.contract import Contract
 from pycloud.api.idempotency import idempotent
 from pycloud.core.facade import Core
-from pycloud.settings import Settings, from_mapping
+from pycloud.settings import Settings, from_deployment
 from pycloud.web.application import Endpoint, Route, add_routes, finish, new_configurator
 from pycloud.web.caching import BodyCache
 from pycloud.web.errors import problem_of, problem_response
@@ -31,7 +31,7 @@ def main(
     **settings: str,  # PasteDeploy passes the keys of the section this way.
 ) -> WSGIApplication:
     """Make the app for `pserve`, with the core behind it and its background work started."""
-    loaded = from_mapping({**global_config, **settings}, origin="[app:main]").settings
+    loaded = from_deployment(global_config, settings, origin="[app:main]").settings
     core = wiring.build_core(loaded)
     core.background.start()
     atexit.register(core.background.stop)

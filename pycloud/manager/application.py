@@ -13,7 +13,7 @@ from pycloud import wiring
 from pycloud.core.facade import Core
 from pycloud.manager.pages import error_page
 from pycloud.manager.routes import ROUTES
-from pycloud.settings import Settings, from_mapping
+from pycloud.settings import Settings, from_deployment
 from pycloud.web.application import add_routes, finish, new_configurator
 from pycloud.web.errors import problem_of
 from pycloud.web.request import Request
@@ -24,7 +24,7 @@ def main(
     **settings: str,  # PasteDeploy passes the keys of the section this way.
 ) -> WSGIApplication:
     """Make the app for `pserve`, with the core behind it and its background work started."""
-    loaded = from_mapping({**global_config, **settings}, origin="[app:main]").settings
+    loaded = from_deployment(global_config, settings, origin="[app:main]").settings
     # The Cloudlet API announces this cloudlet; a second announcement would clash with it.
     loaded = replace(loaded, discovery="off")
     core = wiring.build_core(loaded)

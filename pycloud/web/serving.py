@@ -26,7 +26,7 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
 from pycloud.errors import InvalidSettings
-from pycloud.settings import Settings, from_mapping
+from pycloud.settings import Settings, from_deployment
 from pycloud.web import full_disk, waiting
 from pycloud.web.process import prepare_process, stop_at_signals
 
@@ -301,7 +301,7 @@ def paste_server(
     Takes `pycloud.*` keys from its own section and from `[DEFAULT]`; returns at
     SIGTERM or SIGINT. Raises InvalidSettings.
     """
-    settings = from_mapping({**global_config, **local_config}, origin="[server:main]").settings
+    settings = from_deployment(global_config, local_config, origin="[server:main]").settings
     places = {
         "api": (settings.api_host, settings.api_port),
         "manager": (settings.manager_host, settings.manager_port),
