@@ -10,8 +10,9 @@ import configparser
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ from pycloud.errors import InvalidSettings
 
 PREFIX = "pycloud."
 ENVIRONMENT_PREFIX = "PYCLOUD_"
+_NO_SETTINGS = (
+    # the command line
+    "PYCLOUD_CONFIG",
+    "PYCLOUD_TOKEN",
+    "PYCLOUD_URL",
+    # set-up and tests
+    "PYCLOUD_PYTHON",
+    "PYCLOUD_TEST_CACHE",
+    "PYCLOUD_TEST_MONGO_URL",
+)
+"""Variables of the environment that begin like a setting and mean something else."""
 _DEFAULTS = "DEFAULT"
 _OVERRIDING = "set "
 """Before a key, it makes PasteDeploy prefer the section's value to that of [DEFAULT]."""
@@ -85,36 +97,111 @@ def _parse_port_range(text: str) -> tuple[int, int]:
     return first, last
 
 
-def _parse_words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
+def _parse_interfaces(text: str) -> tuple[str, ...]:
+    names = tuple(text.split())
+    if not all(_INTERFACE_NAME.fullmatch(name) for name in names):
+        raise ValueError(text)
+    return names
 
 
 def _parse_path(text: str) -> Path:
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as exc:  # There is no such user.
+        raise ValueError(text) from exc
     if not path.is_absolute():
         raise ValueError(text)
     return path
 
 
+def _parse_bind(text: str) -> str:
+    address = IPv4Address(text)
+    if address.is_multicast or address == _LIMITED_BROADCAST:
+        raise ValueError(text)
+    return text
+
+
+def _parse_published(text: str) -> str:
+    if text != "auto" and IPv4Address(_parse_bind(text)).is_unspecified:
+        raise ValueError(text)
+    return text
+
+
+def _parse_fqdn(text: str) -> str:
+    if text:
+        _check_host(text)
+    if "_" in text:
+        raise ValueError(text)
+    return text
+
+
+def _parse_store(text: str) -> str:
+    if text.startswith("sqlite:///"):
+        if named := text.removeprefix("sqlite:///"):
+            _parse_path(named)
+    elif (found := _MONGODB_URL.fullmatch(text)) is not None:
+        for place in found["places"].split(","):
+            _check_place(place)
+    elif text != "memory:":
+        raise ValueError(text)
+    return text
+
+
+def _check_place(text: str) -> None:
+    """Raise ValueError unless this is HOST, HOST:PORT or the path of a socket."""
+    found = _PLACE.fullmatch(text)
+    if found is None or not 1 <= int(found["port"] or 1) <= 65535:
+        raise ValueError(text)
+    if found["bracketed"]:
+        IPv6Address(found["bracketed"])
+    elif not found["socket"]:
+        _check_host(found["host"])
+
+
+def _check_host(text: str) -> None:
+    """Raise ValueError unless this may be the name of a host, or is an IPv4 address."""
+    if _NUMERIC.fullmatch(text):
+        IPv4Address(text)
+    elif len(text) > _MAX_HOST_NAME or not all(
+        _HOST_LABEL.fullmatch(label) for label in text.removesuffix(".").split(".")
+    ):
+        raise ValueError(text)
+
+
+_INTERFACE_NAME = re.compile(r"[^\s/:,]{1,15}")
+_LIMITED_BROADCAST = IPv4Address("255.255.255.255")
+_MAX_HOST_NAME = 253
+_HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+_NUMERIC = re.compile(r"[0-9.]+")
+_MONGODB_URL = re.compile(
+    r"""mongodb(\+srv)?://([^@/?]*@)?(?P<places>[^@/?]+)(/[^/\\. "$*<>:|?]*)?(\?\S*)?"""
+)
+_PLACE = re.compile(
+    r"(?P<socket>%2[Ff][^:]*)|(\[(?P<bracketed>[^\]]*)\]|(?P<host>[^:\[\]]*))(:(?P<port>[0-9]{1,5}))?"
+)
 _PORT = _integer(0, 65535)
 _PORT_RANGE = _Kind(_parse_port_range, "FIRST-LAST with 1024 <= FIRST <= LAST <= 65535")
-_WORDS = _Kind(_parse_words, "words separated by spaces")
+_INTERFACES = _Kind(_parse_interfaces, "names of network interfaces, separated by spaces")
 _PATH = _Kind(_parse_path, "an absolute path, or one that begins with ~")
-_STORE = _pattern(
-    r"(sqlite:///.*|mongodb(\+srv)?://.+|memory:)",
-    "sqlite:///FILE, mongodb://HOST/DATABASE or memory:",
+_STORE = _Kind(
+    _parse_store,
+    "sqlite:/// alone or followed by an absolute path, mongodb://HOST[:PORT]/DATABASE with"
+    " %-encoded special characters, or memory:",
 )
-_HYPERVISOR = _pattern(r"(qemu(\+\w+)?://.*|fake:)", "qemu:///session, qemu:///system or fake:")
+_HYPERVISOR = _pattern(
+    r"(qemu(\+\w+)?://[^/\s]*/(session|system)(\?\S*)?|fake:)",
+    "qemu:///session, qemu:///system or fake:",
+)
 _NAME = _pattern(
     r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}|",
     "letters, digits, '_' and '-', at most 63, no spaces or dots; empty: the host name",
 )
-_ADDRESS = _pattern(r"auto|\d{1,3}(\.\d{1,3}){3}", "an IPv4 address, or auto")
-_BIND = _pattern(r"\d{1,3}(\.\d{1,3}){3}", "an IPv4 address; 0.0.0.0 for all interfaces")
+_ADDRESS = _Kind(_parse_published, "the IPv4 address of a host, or auto")
+_BIND = _Kind(_parse_bind, "the IPv4 address of a host; 0.0.0.0 for all interfaces")
 _BRIDGE = _pattern(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}|", "the name of a bridge, or empty for user-mode networking"
 )
-_HOSTNAME = _pattern(r"[A-Za-z0-9.-]{0,253}", "a host name, or empty")
+_HOSTNAME = _Kind(_parse_fqdn, "a host name, or empty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +261,7 @@ class Settings:
     keep_events: int = _setting(10_000, _integer(100, 10_000_000), "events kept for readers that come late")
     # discovery
     discovery: str = _setting("zeroconf", _choice("zeroconf", "avahi", "off"), "who announces: pycloud, avahi-daemon, nobody")
-    discovery_interfaces: tuple[str, ...] = _setting((), _WORDS, "interface names to announce on; empty: all")
+    discovery_interfaces: tuple[str, ...] = _setting((), _INTERFACES, "interface names to announce on; empty: all")
     # fmt: on
 
 
@@ -201,13 +288,11 @@ def from_mapping(values: Mapping[str, str], *, origin: str = "arguments") -> Loa
         if key.startswith(PREFIX)
     }
     known = {item.name: item for item in fields(Settings)}
-    for name in texts:
+    for name, (text, _) in texts.items():
         if name not in known:
-            raise InvalidSettings(PREFIX + name, texts[name][0], allowed=_did_you_mean(name, known))
-    for name in known:
-        variable = ENVIRONMENT_PREFIX + name.upper()
-        if variable in os.environ:
-            texts[name] = (os.environ[variable], f"environment {variable}")
+            meant = _did_you_mean(PREFIX + name, [PREFIX + other for other in known])
+            raise InvalidSettings(PREFIX + name, _shown(text), allowed=meant)
+    texts |= _from_environment(known)
     parsed: dict[str, Any] = {  # Any: as in `_Kind`.
         name: _parse(name, text, known[name].metadata["kind"]) for name, (text, _) in texts.items()
     }
@@ -277,17 +362,36 @@ def _joined(sections: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, st
             if key.startswith(PREFIX) and key == written and defaults.get(key, text) != text:
                 raise InvalidSettings(
                     key,
-                    text,
+                    _shown(text),
                     allowed=f"[{_DEFAULTS}] sets it as well, and pserve takes that; set it once",
                 )
             yield key, text
+
+
+def _from_environment(known: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return the settings of the environment. Raises InvalidSettings for a misspelt one."""
+    settings = {ENVIRONMENT_PREFIX + name.upper(): name for name in known}
+    found = {}
+    for variable, text in os.environ.items():
+        if variable in settings:
+            found[settings[variable]] = (text, f"environment {variable}")
+        elif variable.startswith(ENVIRONMENT_PREFIX) and variable not in _NO_SETTINGS:
+            meant = _did_you_mean(variable.upper(), [*settings, *_NO_SETTINGS])
+            # What it holds may be a token under a misspelt name.
+            raise InvalidSettings(variable, "...", allowed=meant)
+    return found
 
 
 def _parse(name: str, text: str, kind: _Kind) -> object:
     try:
         return kind.parse(text.strip())
     except ValueError as exc:
-        raise InvalidSettings(PREFIX + name, text, allowed=kind.allowed) from exc
+        raise InvalidSettings(PREFIX + name, _shown(text), allowed=kind.allowed) from exc
+
+
+def _shown(text: str) -> str:
+    """Return a value for an error message, without the user and password of a URL."""
+    return re.sub(r"(?<=://).*@", "***@", text)
 
 
 def _written(value: object) -> str:
@@ -297,7 +401,7 @@ def _written(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _did_you_mean(name: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
     return f"there is no such setting{hint} (`pycloud config show` lists all)"

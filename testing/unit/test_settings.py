@@ -2,13 +2,19 @@
 """Reading settings: files as pserve reads them, the environment, and what is refused."""
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from paste.deploy import appconfig
 
+from pycloud.cli.main import cli
 from pycloud.errors import InvalidSettings
-from pycloud.settings import Settings, from_deployment, load
+from pycloud.settings import Settings, from_deployment, from_mapping, load
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +117,172 @@ def test_app_under_pserve_has_its_own_settings_before_the_defaults() -> None:
     )
 
     assert (loaded.settings.api_port, loaded.settings.name) == (9000, "b")
+
+
+# -- the environment -----------------------------------------------------------------------
+
+
+def test_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYCLOUD_API_PORT", "8000")
+
+    assert from_mapping({"pycloud.api_port": "9000"}).settings.api_port == 8000
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("PYCLOUD_API_PRT", "PYCLOUD_API_PORT"),
+        ("PYCLOUD_DATADIR", "PYCLOUD_DATA_DIR"),
+        ("PYCLOUD_TOKN", "PYCLOUD_TOKEN"),
+        ("PYCLOUD_api_port", "PYCLOUD_API_PORT"),
+    ],
+)
+def test_misspelt_variable_is_refused_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, variable: str, meant: str
+) -> None:
+    monkeypatch.setenv(variable, "a secret, maybe")
+
+    with pytest.raises(InvalidSettings) as caught:
+        load(None)
+
+    assert caught.value.key == variable
+    assert f"did you mean {meant}?" in caught.value.message
+    assert "secret" not in caught.value.message
+
+
+def variables_of(command: click.Command) -> Iterator[str]:
+    for parameter in command.params:
+        if isinstance(parameter.envvar, str):
+            yield parameter.envvar
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            yield from variables_of(child)
+
+
+def variables_of_tools() -> Iterator[str]:
+    for place in (
+        "scripts/setup.sh",
+        "scripts/test.sh",
+        "testing/cache.py",
+        "testing/mongo_server.py",
+    ):
+        yield from re.findall(r"\bPYCLOUD_[A-Z_]+\b", (ROOT / place).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("variable", sorted({*variables_of(cli), *variables_of_tools()}))
+def test_variable_with_another_use_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "something")
+
+    assert load(None).settings == Settings()
+
+
+# -- values that can be judged by themselves -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("api_host", "0.0.0.0"),
+        ("api_host", "192.0.2.1"),
+        ("manager_host", "127.0.0.1"),
+        ("publish_bind", "0.0.0.0"),
+        ("publish_address", "auto"),
+        ("publish_address", "192.0.2.1"),
+        ("fqdn", ""),
+        ("fqdn", "box"),
+        ("fqdn", "box.example.org"),
+        ("fqdn", "box.local."),
+        ("fqdn", "192.0.2.1"),
+        ("fqdn", "3box.example.org"),
+        ("discovery_interfaces", ""),
+        ("discovery_interfaces", "eth0 wlp2s0 br-lan vlan.7"),
+        ("store", "memory:"),
+        ("store", "sqlite:///"),
+        ("store", "sqlite:////srv/pycloud/store.sqlite3"),
+        ("store", "sqlite:///~/store.sqlite3"),
+        ("store", "mongodb://localhost"),
+        ("store", "mongodb://db.example.org:27017/cloudlet?replicaSet=a"),
+        ("store", "mongodb://a.example.org,b.example.org:27018/cloudlet"),
+        ("store", "mongodb://user:p%40ss@[2001:db8::1]:27017/cloudlet"),
+        ("store", "mongodb://%2Frun%2Fmongodb.sock/cloudlet"),
+        ("store", "mongodb+srv://cluster.example.org/cloudlet"),
+        ("hypervisor", "fake:"),
+        ("hypervisor", "qemu:///session"),
+        ("hypervisor", "qemu:///system"),
+        ("hypervisor", "qemu+unix:///session?socket=/run/user/7/libvirt-sock"),
+        ("hypervisor", "qemu+ssh://somebody@host.example.org/system"),
+        ("port_range", "20000-20999"),
+        ("data_dir", "~/cloudlet"),
+    ],
+)
+def test_right_value_is_taken(name: str, text: str) -> None:
+    from_mapping({f"pycloud.{name}": text})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("api_host", "999.1.1.1"),
+        ("api_host", "1.2.3"),
+        ("api_host", "010.0.0.1"),
+        ("api_host", "224.0.0.251"),
+        ("api_host", "255.255.255.255"),
+        ("api_host", "auto"),
+        ("manager_host", "127.0.0.256"),
+        ("publish_bind", "1.2.3.400"),
+        ("publish_address", "999.1.1.1"),
+        ("publish_address", "0.0.0.0"),
+        ("publish_address", "239.1.2.3"),
+        ("fqdn", "999.1.1.1"),
+        ("fqdn", "1.2.3"),
+        ("fqdn", "a..b"),
+        ("fqdn", "."),
+        ("fqdn", "-a.example.org"),
+        ("fqdn", "a-.example.org"),
+        ("fqdn", "a" * 64 + ".example.org"),
+        ("fqdn", ".".join(["a" * 63] * 4)),
+        ("discovery_interfaces", "eth0,wlan0"),
+        ("discovery_interfaces", "eth0 an-interface-name-that-is-too-long"),
+        ("store", "sqlite:///store.sqlite3"),
+        ("store", "sqlite:///~no-such-user-here/store.sqlite3"),
+        ("store", "sqlite://store.sqlite3"),
+        ("store", "mongodb:///"),
+        ("store", "mongodb:///cloudlet"),
+        ("store", "mongodb://host:port/db"),
+        ("store", "mongodb://host:70000/db"),
+        ("store", "mongodb://host:0/db"),
+        ("store", "mongodb://host/a b"),
+        ("store", "mongodb://host/a.b"),
+        ("store", "mongodb://999.1.1.1/db"),
+        ("store", "mongodb://[2001:db8::g]/db"),
+        ("store", "mongodb://a,,b/db"),
+        ("hypervisor", "qemu:///sesion"),
+        ("hypervisor", "qemu://session"),
+        ("hypervisor", "qemu://"),
+        ("hypervisor", "qemu:/system"),
+        ("hypervisor", "xen:///system"),
+        ("port_range", "20000"),
+        ("port_range", "20999-20000"),
+        ("port_range", "1000-2000"),
+        ("port_range", "60000-65536"),
+        ("data_dir", "relative"),
+        ("data_dir", "~no-such-user-here/x"),
+    ],
+)
+def test_wrong_value_is_refused_with_what_is_allowed(name: str, text: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        from_mapping({f"pycloud.{name}": text})
+
+    assert caught.value.key == f"pycloud.{name}"
+    assert caught.value.allowed
+
+
+@pytest.mark.parametrize("text", ["mongodb://user:se@cret@host/db", "mongo://user:secret@host/db"])
+def test_password_is_not_quoted_when_the_value_is_wrong(text: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        from_mapping({"pycloud.store": text})
+
+    assert "cret" not in caught.value.message
+    assert "host/db" in caught.value.message

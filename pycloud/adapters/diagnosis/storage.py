@@ -146,7 +146,7 @@ def sqlite_file(path: Path) -> Finding:
             name="store",
             verdict=Verdict.FAIL,
             detail=f"{path} belongs to another program",
-            fix="set pycloud.store = sqlite:///ANOTHER_FILE",
+            fix="set pycloud.store = sqlite:////PATH/OF/ANOTHER_FILE",
         )
     if version > SCHEMA_VERSION:
         return Finding(
