@@ -26,15 +26,17 @@ def main(
     """Make the app for `pserve`, with the core behind it and its background work started."""
     loaded = from_deployment(global_config, settings, origin="[app:main]").settings
     # The Cloudlet API announces this cloudlet; a second announcement would clash with it.
-    loaded = replace(loaded, discovery="off")
-    core = wiring.build_core(loaded)
+    core = wiring.build_core(replace(loaded, discovery="off"))
     core.background.start()
     atexit.register(core.background.stop)
     return make_app(core, loaded)
 
 
 def make_app(core: Core, settings: Settings) -> WSGIApplication:
-    """Make the app on a core that exists; opens nothing but its own templates."""
+    """Make the app on a core that exists; opens nothing but its own templates.
+
+    A core without discovery, where `settings` have one, means that another process announces.
+    """
     config = new_configurator(core, settings, on_error=_error_view)
     config.add_settings({"jinja2.undefined": StrictUndefined})
     config.include("pyramid_jinja2")

@@ -3,14 +3,16 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from webtest import TestApp
 
+from pycloud import manager
 from pycloud.core.instances import StartRequest
 from pycloud.core.model.identifiers import DeviceId, Principal, ServiceId
 from pycloud.errors import HypervisorUnavailable
-from testing.stand import Stand
+from testing.stand import Stand, client_of, make_stand
 
 
 @pytest.fixture
@@ -61,6 +63,44 @@ def test_hypervisor_that_is_away_does_not_take_the_page_along(
 
     monkeypatch.setattr(stand.hypervisor, "facts", away)
     assert "cannot be reached" in page.get("/", status=200)
+
+
+def discovery_of(client: TestApp) -> tuple[str, str]:
+    """Return what the page says of discovery and of peers, with its marks."""
+    text = " ".join(client.get("/home/state").text.split())
+    health = re.search(r"<li[^>]*><b>[^<]*discovery</b>.*?</li>", text)
+    peers = re.search(r"<dt>Peers seen</dt><dd>(.*?)</dd>", text)
+    assert health
+    assert peers
+    return health[0], peers[1]
+
+
+def test_announcement_by_this_process_is_judged(
+    stand: Stand, page: TestApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well, _ = discovery_of(page)
+    monkeypatch.setattr(stand.core.system.discovery, "problem", lambda: "the name is taken")
+    unwell, _ = discovery_of(page)
+    assert "✓ discovery" in well
+    assert "✗ discovery" in unwell
+    assert "the name is taken" in unwell
+
+
+def test_announcement_by_another_process_is_not_judged(tmp_path: Path) -> None:
+    core = make_stand(tmp_path, discovery="off").core
+    settings = replace(core.settings, discovery="zeroconf")
+    health, peers = discovery_of(client_of(manager.make_app(core, settings), "127.0.0.1"))
+    assert "pycloud cloudlet status" in health
+    assert not {"✓", "✗"} & set(health)
+    assert "pycloud cloudlet discover" in peers
+    assert "none" not in peers
+
+
+def test_announcement_that_nobody_wants_is_no_success(tmp_path: Path) -> None:
+    health, peers = discovery_of(make_stand(tmp_path, discovery="off").manager())
+    assert "pycloud.discovery = off" in health
+    assert not {"✓", "✗"} & set(health)
+    assert "not looked for" in peers
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,13 @@ def environment(directory: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def process(argv: list[str], directory: Path) -> Iterator[tuple[subprocess.Popen, dict]]:
+def process(
+    argv: list[str], directory: Path, **variables: str
+) -> Iterator[tuple[subprocess.Popen, dict]]:
     """Run a server; yields it and the URL of each app as its log says."""
     apps = 1 if "pserve" in argv[0] else 2
-    with subprocess.Popen(
-        argv, cwd=ROOT, env=environment(directory), stderr=subprocess.PIPE, text=True
-    ) as running:
+    env = environment(directory) | variables
+    with subprocess.Popen(argv, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as running:
         try:
             urls: dict[str, str] = {}
             while len(urls) < apps:
@@ -66,6 +67,17 @@ def test_app_runs_under_pserve(tmp_path: Path, name: str, path: str) -> None:
         ended = ends_cleanly(running)
     assert status == 200
     assert ended
+
+
+def test_manager_under_pserve_does_not_judge_the_announcement_of_another_process(
+    tmp_path: Path,
+) -> None:
+    pserve = str(Path(sys.executable).with_name("pserve"))
+    argv = [pserve, "development_manager.ini"]
+    with process(argv, tmp_path, PYCLOUD_DISCOVERY="zeroconf") as (_, urls):
+        page = requests.get(urls["manager"], timeout=DEADLINE_S).text
+    assert "the Cloudlet API announces this cloudlet" in page
+    assert "no problem known" not in page
 
 
 def test_pserve_is_hardened_too(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The status page: what this cloudlet is, what runs, and what needs a hand."""
 
+from enum import StrEnum
 from importlib.resources import files
 
 from pyramid.response import Response
@@ -13,6 +14,14 @@ from pycloud.web.request import Request
 
 _FILES = {"manager.js": "text/javascript", "manager.css": "text/css"}
 _MOST_ROWS = 100
+
+
+class Announcer(StrEnum):
+    """Who announces this cloudlet, seen from this process."""
+
+    THIS_PROCESS = "this process"
+    CLOUDLET_API = "Cloudlet API"
+    NOBODY = "nobody"
 
 
 def home(request: Request) -> Response:
@@ -50,6 +59,7 @@ def _status(request: Request) -> dict[str, object]:
         "host": core.system.host(),
         "storage": core.system.storage(),
         "hypervisor": _hypervisor(request),
+        "announcer": _announcer(request),
         "discovery_problem": core.system.discovery.problem(),
         "services": core.catalog.services(limit=_MOST_ROWS).items,
         "instances": _live_instances(request),
@@ -57,6 +67,15 @@ def _status(request: Request) -> dict[str, object]:
         "peers": core.peers(),
         "api_url": f"http://{core.cloudlet.address}:{core.cloudlet.port}",
     }
+
+
+def _announcer(request: Request) -> Announcer:
+    if request.settings.discovery == "off":
+        return Announcer.NOBODY
+    # Where the Manager runs by itself, `main` made its core without discovery.
+    if request.core.settings.discovery == "off":
+        return Announcer.CLOUDLET_API
+    return Announcer.THIS_PROCESS
 
 
 def _live_instances(request: Request) -> list[Instance]:
