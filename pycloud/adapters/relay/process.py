@@ -98,10 +98,10 @@ class Relay:
         doors = {(address, port) for address in wanted for port in self._ports}
         for gone in self._doors.keys() - doors:
             door = self._doors.pop(gone)
-            self._loop.forget(door)
-            # At once, because whoever gave a port up is told that nobody listens on it. A
-            # stray event could only say "readable", which every handler bears.
-            door.close()
+            # Whoever gave a port up is told that nobody listens on it, and it is so at once;
+            # but its number is kept from new clients while events of this one are at hand.
+            door.shutdown(socket.SHUT_RDWR)
+            self._loop.close(door)
         taken = set()
         for address, port in sorted(doors - self._doors.keys()):
             try:
