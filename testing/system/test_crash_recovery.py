@@ -5,11 +5,12 @@ The steps are read from the procedures that are really registered, so that a
 new step is tested by being written, and a new JobKind without a scenario fails.
 """
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -131,25 +132,57 @@ def test_a_killed_server_leaves_nothing_half_done(
             core.jobs.wait(started.job.id, timeout_s=WAIT_S)
     earlier = _job_ids(data_dir)
 
-    victim = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "testing.system.crash.victim",
-            *(str(data_dir), str(template[1]), kind, step, moment),
-        ],
-        timeout=120,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert victim.returncode == -signal.SIGKILL, victim.stderr
+    _kill_a_server(data_dir, template[1], (kind, step, moment))
 
     with running_core(settings_for(data_dir, warm_total=scenario.warm_total)) as core:
         await_agreement(core)
         jobs = core.jobs.jobs(limit=500).items
         cut = next(job for job in jobs if job.kind is kind and job.id not in earlier)
         scenario.judge(core, cut)
+
+
+def test_conversion_that_a_killed_server_began_goes_on(
+    data_dir: Path, template: tuple[Path, Path], tmp_path: Path
+) -> None:
+    # One MiB a second, so that the tool would go on for half a minute without its server.
+    tool = tmp_path / "slow" / "qemu-img"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\nshift\nexec {shutil.which("qemu-img")} convert -r 1M "$@"\n')
+    tool.chmod(0o755)
+    slow = {**os.environ, "PATH": f"{tool.parent}:{os.environ['PATH']}"}
+    earlier = _job_ids(data_dir)
+
+    cut = (JobKind.SERVICE_ADD, "normalise", "later")
+    _kill_a_server(data_dir, template[1], cut, environment=slow)
+
+    with running_core(settings_for(data_dir)) as core:
+        await_agreement(core)
+        (job,) = [job for job in core.jobs.jobs(limit=500).items if job.id not in earlier]
+        SCENARIOS[JobKind.SERVICE_ADD].judge(core, job)
+
+
+def _kill_a_server(
+    data_dir: Path,
+    files: Path,
+    cut: tuple[JobKind, str, str],
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Let a server run into its death at a moment of a step."""
+    victim = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "testing.system.crash.victim",
+            *(str(data_dir), str(files), *cut),
+        ],
+        timeout=120,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert victim.returncode == -signal.SIGKILL, victim.stderr
 
 
 def _job_ids(data_dir: Path) -> set[str]:

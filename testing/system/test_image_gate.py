@@ -2,8 +2,12 @@
 """The image gate with real images, made by qemu-img, and a real qemu-img behind it."""
 
 import os
+import shutil
 import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,7 @@ from pycloud.adapters.images import QemuImages
 from pycloud.core.model.catalog import BlobRef, DiskFormat, StoredDisk
 from pycloud.core.model.fleet import StorageFacts
 from pycloud.errors import (
+    CloudletError,
     ImageRefused,
     InsufficientStorage,
     JobCancelled,
@@ -39,6 +44,9 @@ class Workshop:
 
     def path(self, name="image"):
         return self.data.staged_path(AREA, name)
+
+    def staged(self):
+        return sorted(path.name for path in self.data.area_path(AREA).iterdir())
 
     def create_encrypted(self, *options, image_format="qcow2"):
         # To choose the cost of a key, qemu-img times the processor, and gives up when it
@@ -280,33 +288,49 @@ def test_normalise_leaves_nothing_when_it_is_cancelled(workshop):
     with pytest.raises(JobCancelled):
         workshop.images.normalise(AREA, "image", "fresh", report=cancel)
 
-    assert not workshop.path("fresh").exists()
+    assert workshop.staged() == ["image"]
     assert list(workshop.blobs.stored()) == []
     assert not children()
 
 
-def children():
-    """Return the processes that this one has left behind."""
+def test_normalise_leaves_nothing_when_it_is_cancelled_at_the_very_end(workshop):
+    workshop.create()
+    workshop.write("write -P 5 0 1M")
+
+    def cancel_the_hashing(done, total):
+        if done == total and not children():
+            raise JobCancelled("asked for")
+
+    with pytest.raises(JobCancelled):
+        workshop.images.normalise(AREA, "image", "fresh", report=cancel_the_hashing)
+
+    assert workshop.staged() == ["image"]
+
+
+def children(of=None):
+    """Return the process ids and names of the tools that a process, or this one, has started."""
     listed = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "comm="],
+        ["ps", "--ppid", str(of or os.getpid()), "-o", "pid=,comm="],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    return [name for name in listed.stdout.split() if name in {"qemu-img", "prlimit", "nice"}]
+    found = dict(line.split(maxsplit=1) for line in listed.stdout.splitlines())
+    tools = {"qemu-img", "prlimit", "nice", "setpriv"}
+    return {process_id: name for process_id, name in found.items() if name in tools}
 
 
 def test_normalise_leaves_nothing_when_the_disk_is_full(workshop, monkeypatch):
     workshop.create()
     message = "qemu-img: error while writing at byte 6291456: No space left on device"
     pretend_qemu_img(
-        workshop, monkeypatch, f'echo partial > "{workshop.path("fresh")}"; echo {message} >&2'
+        workshop, monkeypatch, f'{TARGET}; echo partial > "$target"; echo {message} >&2'
     )
 
     with pytest.raises(InsufficientStorage):
         workshop.images.normalise(AREA, "image", "fresh")
 
-    assert not workshop.path("fresh").exists()
+    assert workshop.staged() == ["image"]
     assert list(workshop.blobs.stored()) == []
 
 
@@ -323,6 +347,10 @@ def test_normalise_does_not_begin_when_there_is_no_room(workshop, monkeypatch):
     assert failure.value.needed_bytes == 8 * MIB
 
 
+TARGET = "for target; do :; done"
+"""Takes the last word of a command line, in which qemu-img is told where to write."""
+
+
 def pretend_qemu_img(workshop, monkeypatch, commands):
     """Put a script before the real tool; what it prints was seen of the real one."""
     directory = workshop.outside / "bin"
@@ -335,14 +363,14 @@ def pretend_qemu_img(workshop, monkeypatch, commands):
 def test_normalise_refuses_when_the_tool_writes_more_than_the_disk_holds(workshop, monkeypatch):
     workshop.create()
     pretend_qemu_img(
-        workshop, monkeypatch, f'exec dd if=/dev/zero of="{workshop.path("fresh")}" bs=1M count=99'
+        workshop, monkeypatch, f'{TARGET}; exec dd if=/dev/zero of="$target" bs=1M count=99'
     )
 
     with pytest.raises(ImageRefused) as refusal:
         workshop.images.normalise(AREA, "image", "fresh")
 
     assert refusal.value.reason == "geometry"
-    assert not workshop.path("fresh").exists()
+    assert workshop.staged() == ["image"]
 
 
 def test_flatten_merges_the_layers_though_no_header_names_the_lower_one(workshop):
@@ -389,7 +417,7 @@ def test_normalise_ends_the_tool_when_it_takes_too_long(workshop, monkeypatch):
         images.normalise(AREA, "image", "fresh")
 
     assert "tool_timeout_s" in failure.value.message
-    assert not workshop.path("fresh").exists()
+    assert workshop.staged() == ["image"]
 
 
 def test_normalise_limits_the_tool_when_it_runs(workshop, monkeypatch):
@@ -404,3 +432,84 @@ def test_normalise_limits_the_tool_when_it_runs(workshop, monkeypatch):
     assert int(limits["Max file size"]) < 70 * MIB
     assert int(limits["Max address space"]) == 2 * GIB
     assert int(limits["Max cpu time"]) == workshop.settings.tool_timeout_s
+
+
+def slow_qemu_img(workshop, monkeypatch):
+    """Let the real tool write 2 MiB a second, so that it can be caught in the middle."""
+    real = shutil.which("qemu-img")
+    pretend_qemu_img(workshop, monkeypatch, f'shift; exec {real} convert -r 2M "$@"')
+
+
+def test_attempt_that_stood_still_and_the_one_in_its_place_do_not_meet(workshop, monkeypatch):
+    workshop.create()
+    workshop.write("write -P 5 1M 4M")
+    slow_qemu_img(workshop, monkeypatch)
+    reports, second = [], []
+
+    def stand_still(done, total):
+        reports.append(done)
+        # The first report comes before the tool runs, the second one while it does.
+        if len(reports) == 2:
+            assert children()
+            second.append(workshop.images.normalise(AREA, "image", "fresh"))
+
+    with pytest.raises(CloudletError):
+        workshop.images.normalise(AREA, "image", "fresh", report=stand_still)
+
+    (disk,) = second
+    workshop.blobs.verify(disk.blob.id)
+    assert workshop.pattern(disk.blob, 5 * MIB - 2, 4) == b"\5\5\0\0"
+    assert [blob.id for blob in workshop.blobs.stored()] == [disk.blob.id]
+    assert workshop.staged() == ["image"]
+
+
+def test_normalise_removes_what_a_killed_attempt_left(workshop, monkeypatch):
+    workshop.create()
+    workshop.write("write -P 5 0 16M")
+    slow_qemu_img(workshop, monkeypatch)
+    killed_in_the_middle(workshop)
+    assert len(workshop.staged()) == 2
+    monkeypatch.undo()
+
+    workshop.images.normalise(AREA, "image", "fresh")
+
+    assert workshop.staged() == ["image"]
+
+
+def test_server_that_is_killed_takes_its_tool_along(workshop, monkeypatch):
+    workshop.create()
+    workshop.write("write -P 5 0 64M")
+    slow_qemu_img(workshop, monkeypatch)
+
+    tool_id = killed_in_the_middle(workshop)
+
+    wait_until(lambda: not Path(f"/proc/{tool_id}").exists())
+
+
+def killed_in_the_middle(workshop):
+    """Kill a server that converts the image; return the process id of its tool."""
+    code = f"""if True:
+        from pathlib import Path
+        from pycloud.adapters.blobs import DiskBlobs
+        from pycloud.adapters.data_directory import DataDirectory
+        from pycloud.adapters.images import QemuImages
+        from pycloud.settings import Settings
+        data = DataDirectory(Path({str(workshop.data.root)!r}))
+        QemuImages(data, DiskBlobs(data), Settings()).normalise({AREA!r}, "image", "fresh")
+        """
+    server = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        wait_until(lambda: "qemu-img" in children(server.pid).values())
+        (tool_id,) = children(server.pid)
+        wait_until(lambda: len(workshop.staged()) == 2)
+    finally:
+        server.kill()
+        server.wait()
+    return tool_id
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -3,7 +3,8 @@
 
 The tool gets every format by name and probes none, may follow no backing file but those
 given here, and runs with bounded address space, file size, processor time and duration, at
-low priority. It must never be handed a path that was not made by the data directory.
+low priority, and no longer than this server. It must never be handed a path that was not
+made by the data directory.
 """
 
 import json
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 from pycloud.core.model.catalog import DiskFormat
 from pycloud.core.ports import Report
@@ -34,11 +36,18 @@ _ADDRESS_SPACE_BYTES = 2048 * _MIB
 _TARGET_OPTIONS = "compat=1.1,lazy_refcounts=off,cluster_size=65536,preallocation=off"
 _PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
 _HEARTBEAT_S = 0.5
+_ATTEMPT = ".attempt-"
 _MESSAGE_BYTES = 4096
 _BROKEN_IMAGE = re.compile(
     r"error while reading|could not open|corrupt|invalid|unsupported|not in .* format",
     re.IGNORECASE,
 )
+
+ENDS_WITH_SERVER = ("setpriv", "--pdeathsig", "KILL", "--")
+"""Put before a command so that a server that is killed takes it along.
+
+The kernel sends the signal when the thread ends that started the command (prctl(2)), so that
+thread has to wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +98,26 @@ class Conversion:
     virtual_size_bytes: int
 
 
+@contextmanager
+def one_attempt(target: Path, report: Report | None, total: int) -> Iterator[Path]:
+    """Provide a path beside `target` to write to; what is not moved from there is removed.
+
+    No two attempts write to one file: that of a server which merely stands still may go on
+    while another server tries again. What earlier attempts left is removed first, once
+    `report` has confirmed that it is still our turn.
+    """
+    if report is not None:
+        report(0, total)
+    target.unlink(missing_ok=True)
+    for left in target.parent.glob(f"{target.name}{_ATTEMPT}*"):
+        left.unlink(missing_ok=True)
+    draft = target.with_name(f"{target.name}{_ATTEMPT}{uuid4().hex[:12]}")
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def convert(conversion: Conversion, report: Report | None) -> None:
     """Run the tool to its end; the caller removes the target after an error.
 
@@ -112,6 +141,7 @@ def convert(conversion: Conversion, report: Report | None) -> None:
 def _argv(conversion: Conversion) -> list[str]:
     limits = conversion.limits
     return [
+        *ENDS_WITH_SERVER,
         "prlimit",
         f"--as={_allowed(resource.RLIMIT_AS, _ADDRESS_SPACE_BYTES)}",
         f"--fsize={_allowed(resource.RLIMIT_FSIZE, limits.file_bytes)}",
@@ -133,7 +163,10 @@ def _allowed(kind: int, wanted: int) -> int:
 
 @contextmanager
 def _running(argv: list[str], messages: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the tool in a session of its own and leave no part of it behind."""
+    """Start the tool in a session of its own and leave no part of it behind.
+
+    The thread that enters this has to stay until the end, see ENDS_WITH_SERVER.
+    """
     try:
         process = subprocess.Popen(
             argv,

@@ -6,9 +6,11 @@ Whatever comes from outside stays in its staging area; only a fresh qcow2 file t
 """
 
 import os
+from pathlib import Path
 
 from pycloud.adapters.data_directory import DataDirectory
-from pycloud.adapters.images.conversion import Conversion, Limits, Source, convert
+from pycloud.adapters.disk_errors import disk_errors
+from pycloud.adapters.images.conversion import Conversion, Limits, Source, convert, one_attempt
 from pycloud.adapters.images.qcow2_header import HEAD_BYTES as QCOW2_HEAD_BYTES
 from pycloud.adapters.images.qcow2_header import MAGIC, parse_header
 from pycloud.adapters.images.qcow2_mapping import walk_mapping
@@ -56,9 +58,11 @@ class QemuImages:
         facts, data_bytes = self._examine(area, name, declared)
         self._require_room(data_bytes)
         source = Source(paths=(self._data.staged_path(area, name),), format=facts.format)
-        self._convert(source, (area, target), facts.virtual_size_bytes, report)
-        blob = self._blobs.adopt(area, target, report=_heartbeat(report, facts.virtual_size_bytes))
-        return StoredDisk(blob=blob, virtual_size_bytes=facts.virtual_size_bytes)
+        size_bytes = facts.virtual_size_bytes
+        with one_attempt(self._data.staged_path(area, target), report, size_bytes) as draft:
+            self._convert(source, draft, size_bytes, report)
+            blob = self._blobs.adopt(area, draft.name, report=_heartbeat(report, size_bytes))
+        return StoredDisk(blob=blob, virtual_size_bytes=size_bytes)
 
     def flatten(
         self, disk: StoredDisk, area: str, target: str, *, report: Report | None = None
@@ -73,7 +77,11 @@ class QemuImages:
         self._require_room(sum(layer.size_bytes for layer in layers))
         paths = tuple(self._data.blob_path(layer.id) for layer in layers)
         source = Source(paths=paths, format=DiskFormat.QCOW2)
-        self._convert(source, (area, target), disk.virtual_size_bytes, report)
+        path = self._data.staged_path(area, target)
+        with one_attempt(path, report, disk.virtual_size_bytes) as draft:
+            self._convert(source, draft, disk.virtual_size_bytes, report)
+            with disk_errors(f"the staged file {target} cannot be put into place"):
+                draft.rename(path)
 
     def _examine(self, area: str, name: str, declared: DiskFormat | None) -> tuple[ImageFacts, int]:
         """Return the facts, and how many bytes a conversion has to write at most."""
@@ -118,44 +126,35 @@ class QemuImages:
             )
 
     def _convert(
-        self,
-        source: Source,
-        staged: tuple[str, str],
-        virtual_size_bytes: int,
-        report: Report | None,
+        self, source: Source, target: Path, virtual_size_bytes: int, report: Report | None
     ) -> None:
-        area, target = staged
-        path = self._data.staged_path(area, target)
-        try:
-            convert(
-                Conversion(
-                    source=source,
-                    target=path,
-                    limits=Limits.for_disk(virtual_size_bytes, timeout_s=self._timeout_s),
-                    virtual_size_bytes=virtual_size_bytes,
-                ),
-                report,
-            )
-            self._check_result(area, target, virtual_size_bytes)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+        convert(
+            Conversion(
+                source=source,
+                target=target,
+                limits=Limits.for_disk(virtual_size_bytes, timeout_s=self._timeout_s),
+                virtual_size_bytes=virtual_size_bytes,
+            ),
+            report,
+        )
+        _check_result(target, virtual_size_bytes)
 
-    def _check_result(self, area: str, target: str, virtual_size_bytes: int) -> None:
-        """Parse what the tool wrote with the same eyes as what came from outside."""
-        with self._blobs.open_staged(area, target) as stream:
-            head = stream.read(QCOW2_HEAD_BYTES)
-            file_size_bytes = stream.seek(0, os.SEEK_END)
-            try:
-                written = parse_header(head, file_size_bytes)
-                walk_mapping(stream, written, file_size_bytes)
-            except ImageRefused as exc:
-                raise ToolFailed(f"qemu-img wrote an unusable file: {exc.message}") from exc
-        if written.virtual_size_bytes != virtual_size_bytes:
-            raise ToolFailed(
-                f"qemu-img wrote a disk of {written.virtual_size_bytes} bytes"
-                f" instead of {virtual_size_bytes}"
-            )
+
+def _check_result(path: Path, virtual_size_bytes: int) -> None:
+    """Parse what the tool wrote with the same eyes as what came from outside."""
+    with disk_errors("what qemu-img wrote cannot be read"), path.open("rb") as stream:
+        head = stream.read(QCOW2_HEAD_BYTES)
+        file_size_bytes = stream.seek(0, os.SEEK_END)
+        try:
+            written = parse_header(head, file_size_bytes)
+            walk_mapping(stream, written, file_size_bytes)
+        except ImageRefused as exc:
+            raise ToolFailed(f"qemu-img wrote an unusable file: {exc.message}") from exc
+    if written.virtual_size_bytes != virtual_size_bytes:
+        raise ToolFailed(
+            f"qemu-img wrote a disk of {written.virtual_size_bytes} bytes"
+            f" instead of {virtual_size_bytes}"
+        )
 
 
 def _format(head: bytes, declared: DiskFormat | None) -> DiskFormat:

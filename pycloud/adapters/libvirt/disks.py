@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pycloud.adapters.data_directory import DataDirectory
+from pycloud.adapters.images.conversion import ENDS_WITH_SERVER
 from pycloud.adapters.libvirt.domain_plan import DiskFiles
 from pycloud.core.model.catalog import StoredDisk
 from pycloud.core.model.identifiers import BlobId, InstanceId, checked_id
@@ -175,7 +176,7 @@ def _empty_layer(virtual_size_bytes: int) -> bytes:
 
 
 def _qemu_img(*arguments: str, timeout_s: float) -> None:
-    command = ["qemu-img", *arguments]
+    command = [*ENDS_WITH_SERVER, "qemu-img", *arguments]
     try:
         finished = subprocess.run(
             command,

@@ -116,8 +116,9 @@ class Images(Protocol):
     ) -> StoredDisk:
         """Convert a staged image that passes `inspect` into fresh qcow2 and adopt it.
 
-        Inspects again; raw has to be declared. Runs under resource limits. `target`
-        names the intermediate file in the same area. Raises ImageRefused, ToolFailed,
+        Inspects again; raw has to be declared. Runs under resource limits, and no longer
+        than this server. With `target` begins the name of the intermediate file in the same
+        area; what an earlier attempt left of it is removed. Raises ImageRefused, ToolFailed,
         InsufficientStorage.
         """
         ...

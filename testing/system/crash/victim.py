@@ -3,8 +3,9 @@
 
     python -m testing.system.crash.victim DATA_DIR FILES KIND STEP MOMENT
 
-MOMENT is `end` (the effect is made, nothing is recorded yet) or `midway` (a
-little after the step began). It exits with 3 if it is still alive at the end.
+MOMENT is `end` (the effect is made, nothing is recorded yet), `midway` (a little
+after the step began) or `later` (when the tools that it runs are at work). It exits
+with 3 if it is still alive at the end.
 """
 
 import os
@@ -17,7 +18,7 @@ from pycloud.core.model.runtime import JobKind
 from testing.system.crash.cloudlets import running_core, settings_for
 from testing.system.crash.scenarios import SCENARIOS
 
-_MIDWAY_S = 0.03
+_SECONDS_INTO = {"midway": 0.03, "later": 1.0}
 
 
 def main() -> int:
@@ -31,8 +32,9 @@ def main() -> int:
             return
         if moment == "end" and _moment == "end":
             os.kill(os.getpid(), signal.SIGKILL)
-        if moment == "midway" and _moment == "begin":
-            threading.Timer(_MIDWAY_S, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        if moment in _SECONDS_INTO and _moment == "begin":
+            seconds = _SECONDS_INTO[moment]
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
     settings = settings_for(Path(data_dir), warm_total=scenario.warm_total)
     with running_core(settings, observers=(die,)) as core:
