@@ -327,8 +327,13 @@ class JobRunner:
                 # Whoever has the lease now undoes or finishes; two at once would clash.
                 undo.pop_all()
                 raise
-            except JobInterrupted:
-                if procedure.recovery is Recovery.ROLL_FORWARD:
+            except Exception as exc:
+                # It may have failed because the one who took over works there already.
+                if _is_lost(held):
+                    undo.pop_all()
+                    raise LeaseLost(f"job {held.job.id} was taken over meanwhile") from exc
+                goes_on = procedure.recovery is Recovery.ROLL_FORWARD
+                if isinstance(exc, JobInterrupted) and goes_on:
                     undo.pop_all()
                 raise
             undo.pop_all()
@@ -395,6 +400,17 @@ def _begun(job: Job, procedure: Procedure) -> int:
     """Return how many steps have begun, the one that was interrupted included."""
     names = [step.name for step in procedure.steps]
     return names.index(job.stage) + 1 if job.stage in names else 0
+
+
+def _is_lost(held: HeldJob) -> bool:
+    """Return whether another server has the Job; while nobody can tell, it is ours."""
+    try:
+        held.renew()
+    except LeaseLost:
+        return True
+    except CloudletError as exc:
+        _log_failure("job_lease_not_renewed", exc, {"job_id": held.job.id})
+    return False
 
 
 def _log_failure(event: str, exc: Exception, fields: dict[str, str]) -> None:

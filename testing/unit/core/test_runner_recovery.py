@@ -10,7 +10,7 @@ from pycloud.core.access import ADMIN
 from pycloud.core.jobs import Recovery
 from pycloud.core.jobs.ledger import JobRequest
 from pycloud.core.model.runtime import JobState
-from pycloud.errors import JobCancelled, StoreUnavailable
+from pycloud.errors import HypervisorError, JobCancelled, StoreUnavailable
 from testing.unit.core.bench import KIND, LEASE_S, Bench, crash, refuse
 from testing.unit.core.races import wait_until
 
@@ -411,3 +411,21 @@ def test_interrupted_job_that_was_taken_over_meanwhile_is_left_alone(forward):
     # The other server queued it again, and this one found it there.
     assert forward.notes == ["first", "first", "second", "last"]
     assert (forward.job(job).state, forward.job(job).attempts) == (JobState.SUCCEEDED, 2)
+
+
+def test_job_that_fails_after_it_was_taken_over_undoes_nothing(forward):
+    job = forward.submit()
+
+    def lose_and_fail(_context):
+        del forward.bodies["first"]
+        forward.clock.advance(LEASE_S + 1)
+        forward.other.recover()
+        forward.other.run_pending()
+        raise HypervisorError("what the other one left")
+
+    forward.bodies["first"] = lose_and_fail
+
+    forward.runner.run_pending()
+
+    assert forward.notes == ["first", "first", "second", "last"]
+    assert (forward.job(job).state, forward.failures) == (JobState.SUCCEEDED, [])
