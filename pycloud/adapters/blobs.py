@@ -121,6 +121,17 @@ class DiskBlobs:
         ):
             shutil.rmtree(path)
 
+    def keep_only(self, area: str, name: str) -> None:
+        """Remove all other files of a staging area; idempotent, also without the area.
+
+        Who has the area to itself keeps it: the file for that is no staged one.
+        """
+        path, kept = self._data.area_path(area), checked_id(name, pointer="name")
+        with disk_errors(f"the staging area {area} cannot be tidied"):
+            for staged in path.glob("[!.]*"):
+                if staged.name != kept:
+                    staged.unlink(missing_ok=True)
+
     def areas(self) -> tuple[str, ...]:
         """Return the owners of all staging areas."""
         with (

@@ -149,7 +149,7 @@ class Intake:
                 lane=Lane.CONTENT,
                 recovery=Recovery.ROLL_FORWARD,
                 steps=(
-                    Step(name="inspect", run=self._inspect_added),
+                    Step(name="inspect", run=self._inspect_added, undo=self._strip),
                     normalise,
                     publish,
                     finish,
@@ -160,7 +160,7 @@ class Intake:
                 lane=Lane.CONTENT,
                 recovery=Recovery.ROLL_FORWARD,
                 steps=(
-                    Step(name="unpack", run=self._unpack, unit="bytes"),
+                    Step(name="unpack", run=self._unpack, undo=self._strip, unit="bytes"),
                     normalise,
                     publish,
                     Step(name="memory", run=self._adopt_memory),
@@ -192,6 +192,10 @@ class Intake:
         context.add_result("disk", unpacked.disk)
         context.add_result("format", facts.format)
         context.add_result("state", unpacked.state or "")
+
+    def _strip(self, context: StepContext) -> None:
+        """Leave the upload alone, so that it takes no more room than it did before."""
+        self.uploads.strip(UploadId(context.job.arguments["upload_id"]))
 
     def _normalise(self, context: StepContext) -> None:
         result = context.job.result

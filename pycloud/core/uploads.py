@@ -141,6 +141,10 @@ class Uploads:
         self._store.uploads.remove(upload_id)
         self._blobs.discard(upload_id)
 
+    def strip(self, upload_id: UploadId) -> None:
+        """Remove what was made of an upload beside it; the upload itself stays. Idempotent."""
+        self._blobs.keep_only(upload_id, CONTENT)
+
     def drop_expired(self) -> None:
         """Drop uploads on this Host that nobody continued or used in time."""
         now = self._clock.now()

@@ -199,6 +199,36 @@ def test_discard_is_idempotent(blobs):
     assert blobs.areas() == ()
 
 
+def test_keep_only_removes_all_other_files_of_the_area(blobs):
+    for name in ("kept", "kept.attempt-1", "other"):
+        stage(blobs, b"x", name=name)
+    stage(blobs, b"x", area="elsewhere")
+
+    blobs.keep_only("area", "kept")
+    blobs.keep_only("area", "kept")
+
+    assert staged(blobs, "kept") == b"x"
+    for name in ("kept.attempt-1", "other"):
+        with pytest.raises(NotFound):
+            blobs.open_staged("area", name)
+    with blobs.open_staged("elsewhere", "file") as stream:
+        assert stream.read() == b"x"
+
+
+def test_keep_only_makes_no_area(blobs):
+    blobs.keep_only("area", "kept")
+
+    assert blobs.areas() == ()
+
+
+def test_keep_only_leaves_the_area_to_who_has_it(blobs):
+    with blobs.exclusive("area"):
+        blobs.keep_only("area", "kept")
+
+        with pytest.raises(Conflict), blobs.exclusive("area"):
+            raise AssertionError("two have it")
+
+
 def test_discard_keeps_what_was_adopted(blobs):
     ref = adopted(blobs, b"content")
 

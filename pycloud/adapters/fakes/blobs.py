@@ -85,6 +85,14 @@ class MemoryBlobs:
         with self._lock:
             self._areas.pop(checked_id(area), None)
 
+    def keep_only(self, area: str, name: str) -> None:
+        """Remove all other files of a staging area."""
+        kept = checked_id(name)
+        with self._lock:
+            files = self._areas.get(checked_id(area), {})
+            for other in set(files) - {kept}:
+                del files[other]
+
     def areas(self) -> tuple[str, ...]:
         """Return the owners of all staging areas."""
         with self._lock:

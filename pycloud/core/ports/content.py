@@ -60,6 +60,10 @@ class Blobs(Protocol):
         """Remove a staging area with all it holds; idempotent."""
         ...
 
+    def keep_only(self, area: str, name: str) -> None:
+        """Remove all other files of a staging area; idempotent, also without the area."""
+        ...
+
     def areas(self) -> tuple[str, ...]:
         """Return the owners of all staging areas."""
         ...

@@ -286,6 +286,48 @@ def test_crashed_import_is_finished(empty, step, moment):
     assert {blob.id for blob in empty.blobs.stored()} == needed
 
 
+@pytest.mark.parametrize("step", ["unpack", "normalise", "publish", "memory"])
+def test_cancelled_import_leaves_the_upload_alone(step):
+    def cancel(_kind, name, moment):
+        if (name, moment) == (step, "end"):
+            composed.core.jobs.cancel(job.id, by=ADMIN)
+
+    composed = a_core(observers=(cancel,))
+    job = request_import(composed, a_package(state=fake_save_image(memory_mib=256, vcpus=1)))
+
+    assert finished(composed, job).state is JobState.CANCELLED
+    (upload,) = composed.core.uploads.uploads().items
+    assert composed.blobs.staged_names(upload.id) == ("content",)
+
+
+def test_import_can_be_tried_again_with_the_upload_that_a_failure_left(empty):
+    empty.add_service()
+    upload = empty.upload(a_package(), file_name="theirs.csvm")
+    failed = finished(
+        empty, empty.core.intake.request_import(ImportRequest(upload_id=upload.id), by=ADMIN)
+    )
+    left = empty.blobs.staged_names(upload.id)
+
+    again = ImportRequest(upload_id=upload.id, service_id=ServiceId("mine"))
+    job = finished(empty, empty.core.intake.request_import(again, by=ADMIN))
+
+    assert (failed.failure.code, left) == ("already_exists", ("content",))
+    assert job.state is JobState.SUCCEEDED
+
+
+def test_crashed_import_that_is_cancelled_then_leaves_the_upload_alone(empty):
+    job = request_import(empty, a_package())
+    crash(empty, job, "unpack", "end")
+    empty.clock.advance(10)
+    empty.core.jobs.cancel(job.id, by=ADMIN)
+
+    empty.core.background.runner.recover()
+    empty.run_jobs()
+
+    assert empty.core.jobs.job(job.id).state is JobState.CANCELLED
+    assert empty.blobs.staged_names(job.arguments["upload_id"]) == ("content",)
+
+
 def test_import_that_fails_late_leaves_no_service(empty):
     empty.hypervisor.fail_next("adopt_save_image", HypervisorError("no"))
     state = fake_save_image(memory_mib=256, vcpus=1)
