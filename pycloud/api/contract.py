@@ -20,6 +20,7 @@ from pyramid.response import Response
 
 from pycloud.errors import InvalidInput
 from pycloud.web.bodies import MOST_JSON_BYTES, parse_json, read_body
+from pycloud.web.caching import LONGEST_KEPT_QUERY
 from pycloud.web.errors import (
     ContractBroken,
     InvalidFields,
@@ -128,13 +129,7 @@ def check_request(operation: Operation, request: Request) -> Checked:
             parameter.read(request.matchdict[parameter.name])
         elif parameter.place == "header":
             _check_header(parameter, request)
-    text = request.environ.get("QUERY_STRING", "")
-    query = operation.known_queries.get(text)
-    if query is None:
-        query = _read_query(operation, text)
-        if len(operation.known_queries) >= _MOST_KEPT:
-            operation.known_queries.clear()
-        operation.known_queries[text] = query
+    query = _known_query(operation, request.environ.get("QUERY_STRING", ""))
     return Checked(query=query, body=_read_json_body(operation, request))
 
 
@@ -183,6 +178,17 @@ def _check_header(parameter: Parameter, request: Request) -> None:
             raise InvalidInput(f"header {parameter.name} is required", pointer=parameter.name)
         return
     parameter.read(text)
+
+
+def _known_query(operation: Operation, text: str) -> Mapping[str, Any]:
+    query = operation.known_queries.get(text)
+    if query is None:
+        query = _read_query(operation, text)
+        if len(text) <= LONGEST_KEPT_QUERY:
+            if len(operation.known_queries) >= _MOST_KEPT:
+                operation.known_queries.clear()
+            operation.known_queries[text] = query
+    return query
 
 
 def _read_query(operation: Operation, text: str) -> Mapping[str, Any]:

@@ -34,7 +34,7 @@ from pycloud.errors import (
     JobFailed,
     NotFound,
 )
-from pycloud.web.caching import KeptBody
+from pycloud.web.caching import LONGEST_KEPT_QUERY, KeptBody
 from pycloud.web.errors import MethodNotAllowed, Problem
 from pycloud.web.request import Request
 
@@ -306,12 +306,17 @@ def _kept(content: Json) -> KeptBody:
 
 def _query(request: Request) -> Mapping[str, str]:
     """Return the query; unknown parameters are ignored, as they always were."""
-    return _parsed(request.environ.get("QUERY_STRING", ""))
+    text = request.environ.get("QUERY_STRING", "")
+    # Phones send the same few queries again and again, and short ones.
+    return _known(text) if len(text) <= LONGEST_KEPT_QUERY else _parsed(text)
 
 
 @lru_cache(maxsize=1024)
+def _known(text: str) -> Mapping[str, str]:
+    return _parsed(text)
+
+
 def _parsed(text: str) -> Mapping[str, str]:
-    # Phones send the same few queries again and again.
     try:
         return MappingProxyType(
             dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=64))

@@ -12,6 +12,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+LONGEST_KEPT_QUERY = 256
+"""Characters of a query that may be remembered; longer ones cost clients nothing to vary."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeptBody:

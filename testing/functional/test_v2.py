@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """/api/v2: what phones and operators do with it, and its conventions."""
 
+import gc
 import io
 import json
 import threading
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from datetime import timedelta
@@ -648,6 +650,27 @@ def test_form_is_not_json(phone: TestApp) -> None:
 )
 def test_bad_query_is_refused(phone: TestApp, query: str) -> None:
     assert problem_of(phone.get(f"/api/v2/services?{query}", status=400))
+
+
+@pytest.mark.parametrize("path", ["/api/v2/apps?tags=", "/api/apps?tags="])
+def test_long_queries_are_not_remembered(phone: TestApp, path: str) -> None:
+    def ask(number: int) -> None:
+        phone.get(path + ",".join([f"{number:0250}"] * 64))
+
+    tracemalloc.start()
+    try:
+        # The client itself remembers the last 128 addresses that it took apart.
+        for number in range(150):
+            ask(number)
+        before_bytes, _ = tracemalloc.get_traced_memory()
+        for number in range(150, 250):
+            ask(number)
+        gc.collect()
+        after_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Each of them is 16 kB long.
+    assert after_bytes - before_bytes < 800_000
 
 
 def test_method_that_is_not_there_is_refused(phone: TestApp) -> None:
