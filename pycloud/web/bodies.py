@@ -31,7 +31,7 @@ def parse_json(content: bytes) -> Any:  # Any: JSON; the API description says wh
     """Parse JSON text. Raises MalformedRequest, also for what would hurt later on."""
     _check_depth(content)
     try:
-        value = json.loads(content, parse_constant=_refuse_constant)
+        value = json.loads(content, parse_float=_number, parse_constant=_refuse_constant)
         if b"\\u" in content:
             # An escaped half of a surrogate pair parses, yet no UTF-8 can hold it.
             json.dumps(value, ensure_ascii=False).encode()
@@ -50,6 +50,15 @@ def _check_depth(content: bytes) -> None:
                 raise MalformedRequest(f"the body nests deeper than {DEEPEST_JSON} levels")
         elif first in _CLOSING:
             depth -= 1
+
+
+def _number(text: str) -> int | float:
+    """Return a number; one without a fraction is an integer, however it is written.
+
+    JSON Schema has it so, and what was accepted as an integer has to be one afterwards.
+    """
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -627,6 +627,22 @@ def test_wrong_types_are_pointed_at(stand: Stand, phone: TestApp) -> None:
     assert {one["pointer"] for one in response.json["errors"]} == {"/port", "/tags/1"}
 
 
+def test_whole_number_is_an_integer_however_it_is_written(stand: Stand, phone: TestApp) -> None:
+    stand.add_service("echo")
+    headers = stand.admin | {"If-Match": "*", "Content-Type": "application/json"}
+    phone.patch("/api/v2/services/echo", b'{"port": 8080.0}', headers=headers)
+    assert type(stand.core.catalog.service(ServiceId("echo")).port) is int
+
+
+@pytest.mark.parametrize("port", [b"1e400", b"1e300", b"-1e400", b"80.5"])
+def test_number_that_is_no_port_is_refused(stand: Stand, phone: TestApp, port: bytes) -> None:
+    stand.add_service("echo")
+    headers = stand.admin | {"If-Match": "*", "Content-Type": "application/json"}
+    body = b'{"port": ' + port + b"}"
+    refused = phone.patch("/api/v2/services/echo", body, headers=headers, status=422)
+    assert problem_of(refused) == "invalid_input"
+
+
 def test_values_that_make_no_sense_together_are_pointed_at(stand: Stand, phone: TestApp) -> None:
     body = {
         "id": "a",

@@ -52,3 +52,15 @@ def test_parse_json_does_not_count_brackets_in_text() -> None:
 def test_parse_json_refuses_what_json_is_not(content: bytes) -> None:
     with pytest.raises(MalformedRequest):
         parse_json(content)
+
+
+@pytest.mark.parametrize("content", [b"8080.0", b"8.08e3", b"-0.0", b"1e300"])
+def test_parse_json_reads_a_whole_number_as_an_integer(content: bytes) -> None:
+    value = parse_json(content)
+    assert type(value) is int
+    assert value == float(content)
+
+
+@pytest.mark.parametrize("content", [b"0.5", b"1e400"])
+def test_parse_json_leaves_what_is_no_whole_number(content: bytes) -> None:
+    assert type(parse_json(content)) is float
