@@ -17,6 +17,7 @@ from webtest import TestApp
 from pycloud.adapters.fakes import fake_qcow2
 from pycloud.adapters.fakes.network import Answer
 from pycloud.core.model.identifiers import (
+    AppId,
     HostId,
     InstanceId,
     JobId,
@@ -417,6 +418,19 @@ def test_apps_are_filtered_and_paged(stand: Stand, phone: TestApp) -> None:
     assert [one["name"] for one in first["items"] + second["items"]] == ["b", "c"]
     assert second["next"] is None
     assert problem_of(phone.get("/api/v2/apps?cursor=lost", status=400)) == "invalid_input"
+
+
+def test_pages_of_apps_go_on_when_the_last_of_a_page_is_removed(
+    stand: Stand, phone: TestApp
+) -> None:
+    same_time = stand.core.clock.now()
+    for name in ("d", "b", "a", "c"):
+        stand.store.apps.add(an_app(id=AppId(name), created_at=same_time))
+    first = phone.get("/api/v2/apps?limit=2").json
+    stand.store.apps.remove(first["items"][-1]["id"])
+    second = phone.get(f"/api/v2/apps?limit=2&cursor={first['next']}").json
+    assert [one["id"] for one in first["items"] + second["items"]] == ["a", "b", "c", "d"]
+    assert second["next"] is None
 
 
 def add_package(stand: Stand, content: bytes = b"0123456789") -> str:

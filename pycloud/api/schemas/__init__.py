@@ -5,8 +5,10 @@ Only shapes are made here; `openapi.yaml` has checked every request before, and
 checks every reply afterwards.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Json = dict[str, Any]  # Any: JSON, checked against the API description on its way in and out.
 
@@ -19,3 +21,8 @@ def time_text(moment: datetime) -> str:
 def optional_time(moment: datetime | None) -> str | None:
     """Return `time_text` of a moment that may be missing."""
     return None if moment is None else time_text(moment)
+
+
+def microseconds(moment: datetime) -> int:
+    """Return a moment as a number, exact to the last digit that stores keep."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)

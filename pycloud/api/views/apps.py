@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Apps: the client packages that phones download."""
 
+import re
+from bisect import bisect_right
+
 from pyramid.response import Response
 
 from pycloud.api.replies import (
@@ -9,6 +12,7 @@ from pycloud.api.replies import (
     page_reply,
     tagged_reply,
 )
+from pycloud.api.schemas import microseconds
 from pycloud.api.schemas.catalog import app_changes, app_draft, app_json
 from pycloud.core.apps import AppFilter
 from pycloud.core.model.catalog import App
@@ -16,6 +20,8 @@ from pycloud.core.model.identifiers import AppId, UploadId
 from pycloud.core.ports import Slice
 from pycloud.errors import InvalidInput
 from pycloud.web.request import Request
+
+_CURSOR = re.compile(r"([0-9a-f]{1,16})\.([A-Za-z0-9][A-Za-z0-9._-]{0,63})")
 
 
 def list_apps(request: Request) -> Response:
@@ -79,16 +85,31 @@ def download_app(request: Request) -> Response:
 
 
 def _page(apps: tuple[App, ...], limit: int, cursor: str | None) -> Slice[App]:
-    """Cut a page out of a filtered list; the cursor is the last id of the page before."""
-    begin = 0
-    if cursor is not None:
-        ids = [app.id for app in apps]
-        if cursor not in ids:
-            raise InvalidInput("this cursor leads nowhere; start again", pointer="cursor")
-        begin = ids.index(AppId(cursor)) + 1
+    """Cut a page out of a filtered list.
+
+    The cursor is the place of the last App of the page before in the order of all of them,
+    so that it leads on when that App is removed.
+    """
+    begin = 0 if cursor is None else bisect_right(apps, _read_cursor(cursor), key=_place)
     items = apps[begin : begin + limit]
     is_last = begin + limit >= len(apps)
-    return Slice(items=items, next_cursor=None if is_last else items[-1].id)
+    return Slice(items=items, next_cursor=None if is_last else _cursor(items[-1]))
+
+
+def _place(app: App) -> tuple[int, str]:
+    return microseconds(app.created_at), app.id
+
+
+def _cursor(app: App) -> str:
+    created_at, app_id = _place(app)
+    return f"{created_at:x}.{app_id}"
+
+
+def _read_cursor(cursor: str) -> tuple[int, str]:
+    match = _CURSOR.fullmatch(cursor)
+    if match is None:
+        raise InvalidInput("this cursor leads nowhere; start again", pointer="cursor")
+    return int(match[1], 16), match[2]
 
 
 def _app_id(request: Request) -> AppId:
