@@ -2,7 +2,8 @@
 """Counts and times of requests, and what Prometheus reads of the cloudlet itself.
 
 Each app has its own registry, so that two apps in one process do not mix and
-tests start from zero. Reading the cloudlet happens when Prometheus asks.
+tests start from zero. Reading the cloudlet happens when Prometheus asks, but not more
+often than every few seconds.
 """
 
 import threading
@@ -23,6 +24,9 @@ from pycloud.core.model.runtime import InstanceState
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 _START_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
+_FRESH_S = 8.0
+"""How long figures that need all records are told again: every monitor that asks would
+otherwise have them all read."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OTHER_METHOD = "other"
 """Stands for all that clients think of themselves, of which there is no end."""
@@ -137,6 +141,7 @@ class CloudletMetrics:
         self._core = core
         self._lock = threading.Lock()
         self._counted: set[InstanceId] = set()
+        self._refreshed_s: float | None = None
         self._instances = Gauge(
             "pycloud_instances", "Instances by state", ("state",), registry=registry
         )
@@ -149,19 +154,25 @@ class CloudletMetrics:
         )
 
     def refresh(self) -> None:
-        """Read the records of all Instances."""
+        """Read the records of all Instances, unless that was done a moment ago."""
         with self._lock:
-            states: Counter[InstanceState] = Counter()
-            seen: set[InstanceId] = set()
-            for instance in self._core.instances.all_instances():
-                states[instance.state] += 1
-                if instance.start_method is not None and instance.timeline:
-                    seen.add(instance.id)
-                    if instance.id not in self._counted:
-                        last = instance.timeline[-1]
-                        self._starts.labels(instance.start_method.value).observe(
-                            (last.begin_ms + last.duration_ms) / 1000
-                        )
-            self._counted = seen
-            for state in InstanceState:
-                self._instances.labels(state.value).set(states[state])
+            now_s = self._core.clock.monotonic()
+            if self._refreshed_s is None or now_s - self._refreshed_s >= _FRESH_S:
+                self._read()
+                self._refreshed_s = now_s
+
+    def _read(self) -> None:
+        states: Counter[InstanceState] = Counter()
+        seen: set[InstanceId] = set()
+        for instance in self._core.instances.all_instances():
+            states[instance.state] += 1
+            if instance.start_method is not None and instance.timeline:
+                seen.add(instance.id)
+                if instance.id not in self._counted:
+                    last = instance.timeline[-1]
+                    self._starts.labels(instance.start_method.value).observe(
+                        (last.begin_ms + last.duration_ms) / 1000
+                    )
+        self._counted = seen
+        for state in InstanceState:
+            self._instances.labels(state.value).set(states[state])

@@ -9,12 +9,13 @@ import tracemalloc
 import zipfile
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import yaml
 from webtest import TestApp
 
-from pycloud.adapters.fakes import fake_qcow2
+from pycloud.adapters.fakes import FakeClock, fake_qcow2
 from pycloud.adapters.fakes.network import Answer
 from pycloud.core.model.identifiers import (
     AppId,
@@ -28,7 +29,7 @@ from pycloud.core.model.identifiers import (
 from pycloud.core.model.runtime import InstanceState, JobState
 from pycloud.web.waiting import ENVIRON_KEY, WaitRoom
 from testing.factories import a_job, a_package, an_app, an_event, an_instance, an_upload
-from testing.stand import OTHER_PHONE, PHONE, Stand, problem_of
+from testing.stand import OTHER_PHONE, PHONE, Stand, make_stand, problem_of
 
 WAIT = {"Prefer": "respond-async, wait=30"}
 
@@ -759,6 +760,24 @@ def test_metrics_count_requests_instances_and_starts(stand: Stand, phone: TestAp
     assert 'pycloud_http_requests_total{method="POST",route="v2.instances",status="200"} 1' in text
     assert 'pycloud_instances{state="running"} 1.0' in text
     assert 'pycloud_start_seconds_count{method="cold"} 1.0' in text
+
+
+def test_metrics_do_not_read_all_records_at_every_scrape(tmp_path: Path) -> None:
+    clock = FakeClock()
+    stand = make_stand(tmp_path, clock=clock)
+    monitor = stand.api(address="127.0.0.1")
+
+    def running_instances() -> str:
+        text = monitor.get("/metrics").text
+        (line,) = [one for one in text.splitlines() if 'instances{state="running"}' in one]
+        return line.rpartition(" ")[2]
+
+    before = running_instances()
+    stand.store.instances.add(an_instance(state=InstanceState.RUNNING))
+    clock.advance(7)
+    within = running_instances()
+    clock.advance(1)
+    assert (before, within, running_instances()) == ("0.0", "0.0", "1.0")
 
 
 def test_description_is_served_in_both_forms(phone: TestApp) -> None:
