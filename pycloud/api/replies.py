@@ -165,6 +165,11 @@ def wait_for(request: Request, job_id: JobId, *, timeout_s: float) -> Job:
             return job
 
 
+def shown_job(request: Request, job: Job) -> Json:
+    """Return a Job as the one who asks may see it."""
+    return job_json(job, viewer_of(request), request.core.clock.now())
+
+
 def job_location(job_id: JobId) -> str:
     """Return where a Job can be looked at."""
     return f"/api/v2/jobs/{job_id}"
@@ -173,7 +178,7 @@ def job_location(job_id: JobId) -> str:
 def job_reply(request: Request, job: Job) -> Response:
     """Return 202 with a Job that has just been asked for, or 200 if it is over already."""
     seen = awaited_job(request, job.id) if wait_s(request) else job
-    response = json_reply(job_json(seen, viewer_of(request)), status=200 if seen.is_final else 202)
+    response = json_reply(shown_job(request, seen), status=200 if seen.is_final else 202)
     response.headers["Location"] = job_location(job.id)
     return response
 

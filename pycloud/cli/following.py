@@ -24,7 +24,7 @@ from rich.text import Text
 
 from pycloud.cli.api_client import Api, Refused, segment
 from pycloud.cli.failures import ADVICE, ExitCode, Failure, Quiet
-from pycloud.cli.output import Json, Printer, size_text
+from pycloud.cli.output import Json, Printer, size_text, span_text
 
 _HOLD_S = 1
 """How long the server holds each answer: so often does a bar move."""
@@ -241,6 +241,11 @@ def _view(console: Console, title: str) -> Iterator[_Bar | _Lines]:
 
 
 def _amount(job: Json) -> str:
+    left = span_text(job.get("eta_s"))
+    return ", about ".join(filter(None, [_done(job), left and f"{left} left"]))
+
+
+def _done(job: Json) -> str:
     progress = job["progress"]
     if not progress["total"]:
         return ""

@@ -6,7 +6,7 @@ import click
 from pycloud.cli.api_client import segment
 from pycloud.cli.following import cancel, follow
 from pycloud.cli.framework import Commands, Ids
-from pycloud.cli.output import Column, Json, field, state_text
+from pycloud.cli.output import Column, Json, field, span_text, state_text
 from pycloud.cli.session import Session
 
 JOB_ID = Ids("/jobs")
@@ -31,6 +31,7 @@ _LIST = (
 _DETAILS = (
     *_LIST,
     field("began", "started_at"),
+    Column("time left, about", lambda item: span_text(item.get("eta_s"))),
     field("ended", "finished_at"),
     field("asked for by", "created_by"),
     field("may be cancelled", "may_cancel"),

@@ -195,6 +195,16 @@ def size_text(size_bytes: int | None) -> str:
     return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
 
 
+def span_text(span_s: int | None) -> str:
+    """Write a span of time as exactly as an estimate is."""
+    if span_s is None:
+        return ""
+    if span_s < 100:
+        return f"{span_s} s"
+    minutes = round(span_s / 60)
+    return f"{minutes} min" if minutes < 100 else f"{round(minutes / 60)} h"
+
+
 def state_text(state: object) -> Text:
     """Colour a state by what it means; the word says it, too."""
     styles = {

@@ -26,7 +26,7 @@ from pycloud.core.model.identifiers import (
     ServiceId,
     UploadId,
 )
-from pycloud.core.model.runtime import InstanceState, JobState
+from pycloud.core.model.runtime import InstanceState, JobState, Progress
 from pycloud.web.waiting import ENVIRON_KEY, WaitRoom
 from testing.factories import a_job, a_package, an_app, an_event, an_instance, an_upload
 from testing.stand import OTHER_PHONE, PHONE, Stand, make_stand, problem_of
@@ -296,6 +296,18 @@ def test_job_is_cancelled_and_undone(stand: Stand, phone: TestApp) -> None:
     assert cancelled.json["state"] == "cancelled"
     assert problem_of(late) == "conflict"
     assert stand.hypervisor.domains() == ()
+
+
+def test_job_tells_about_how_long_it_still_takes(stand: Stand, phone: TestApp) -> None:
+    job = stand.store.jobs.add(
+        a_job(
+            state=JobState.RUNNING,
+            started_at=stand.core.clock.now() - timedelta(seconds=300),
+            lease_expires_at=stand.core.clock.now() + timedelta(hours=1),
+            progress=Progress(done=3, total=4, unit="bytes"),
+        )
+    )
+    assert 100 <= phone.get(f"/api/v2/jobs/{job.id}").json["eta_s"] <= 130
 
 
 # -- uploads --------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 """Instances, Jobs and Events in JSON. Who owns something is told only to those who may know."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from pycloud.api.schemas import Json, optional_time, time_text
 from pycloud.core.model.identifiers import Principal
@@ -58,8 +59,8 @@ def instance_json(instance: Instance, viewer: Viewer) -> Json:
     }
 
 
-def job_json(job: Job, viewer: Viewer) -> Json:
-    """Show a Job."""
+def job_json(job: Job, viewer: Viewer, now: datetime) -> Json:
+    """Show a Job as it is `now`."""
     return {
         "id": job.id,
         "kind": job.kind,
@@ -70,6 +71,7 @@ def job_json(job: Job, viewer: Viewer) -> Json:
             "total": job.progress.total,
             "unit": job.progress.unit,
         },
+        "eta_s": job.left_s(now),
         "may_cancel": job.may_cancel and not job.is_final,
         "cancel_requested": job.cancel_requested,
         "resources": list(job.resources),

@@ -9,10 +9,11 @@ from pycloud.api.replies import (
     job_reply,
     json_reply,
     page_reply,
+    shown_job,
     tagged_reply,
     viewer_of,
 )
-from pycloud.api.schemas.runtime import instance_json, job_json
+from pycloud.api.schemas.runtime import instance_json
 from pycloud.core.instances import Join, StartRequest, StopMode
 from pycloud.core.model.identifiers import InstanceId, ServiceId
 from pycloud.core.model.runtime import Instance, Job
@@ -106,11 +107,10 @@ def _with_job(request: Request, instance: Instance, job: Job | None) -> Response
     seen = None if job is None else awaited_job(request, job.id)
     if seen is not None:
         instance = request.core.instances.instance(instance.id)
-    viewer = viewer_of(request)
     response = json_reply(
         {
-            "instance": instance_json(instance, viewer),
-            "job": None if seen is None else job_json(seen, viewer),
+            "instance": instance_json(instance, viewer_of(request)),
+            "job": None if seen is None else shown_job(request, seen),
         },
         status=200 if seen is None or seen.is_final else 202,
     )

@@ -3,24 +3,23 @@
 
 from pyramid.response import Response
 
-from pycloud.api.replies import awaited_job, job_reply, json_reply, page_reply, viewer_of
-from pycloud.api.schemas.runtime import job_json
+from pycloud.api.replies import awaited_job, job_reply, json_reply, page_reply, shown_job
 from pycloud.core.model.identifiers import JobId
 from pycloud.web.request import Request
 
 
 def list_jobs(request: Request) -> Response:
     """List Jobs."""
-    query, viewer = request.checked.query, viewer_of(request)
+    query = request.checked.query
     where = {name: query[name] for name in ("state", "kind") if query[name] is not None}
     page = request.core.jobs.jobs(where, limit=query["limit"], cursor=query["cursor"])
-    return page_reply(request, page, lambda job: job_json(job, viewer))
+    return page_reply(request, page, lambda job: shown_job(request, job))
 
 
 def get_job(request: Request) -> Response:
     """Show a Job, at its end if the client wants to wait for it."""
     job = awaited_job(request, _job_id(request))
-    return json_reply(job_json(job, viewer_of(request)))
+    return json_reply(shown_job(request, job))
 
 
 def cancel_job(request: Request) -> Response:

@@ -4,6 +4,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from math import ceil
 
 from pycloud.core.model.fleet import UNTOLD
 from pycloud.core.model.identifiers import (
@@ -212,6 +213,18 @@ class Job:
     def is_final(self) -> bool:
         """Whether nothing will change any more."""
         return self.state in FINAL_JOB_STATES
+
+    def left_s(self, now: datetime) -> int | None:
+        """Estimate how long it still takes; None while nothing is known.
+
+        As if all of it went on as evenly as what `progress` counts.
+        """
+        progress = self.progress
+        known = self.state is JobState.RUNNING and 0 < progress.done <= progress.total
+        if not known or self.started_at is None:
+            return None
+        passed_s = max((now - self.started_at).total_seconds(), 0.0)
+        return ceil(passed_s * (progress.total - progress.done) / progress.done)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

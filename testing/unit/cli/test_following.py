@@ -2,10 +2,11 @@
 """Following a Job: to success, to failure, and what Ctrl-C does."""
 
 import pytest
+from rich.progress import Progress
 
 from pycloud.cli.api_client import Api
 from pycloud.cli.failures import ExitCode, Failure, Quiet
-from pycloud.cli.following import follow, follow_with_sequel
+from pycloud.cli.following import _Bar, follow, follow_with_sequel
 from pycloud.cli.output import Format, Json, Printer
 from testing.http_transports import Reply, Script, a_problem, a_response
 
@@ -121,3 +122,14 @@ def test_preparation_that_a_job_began_is_followed_too() -> None:
 
     assert finished["id"] == "j1"
     assert str(script.seen[0].url).endswith("/jobs/j1-prepare")
+
+
+@pytest.mark.parametrize(
+    ("total", "eta_s", "shown"),
+    [(4, 40, "1 B of 4 B, about 40 s left"), (4, None, "1 B of 4 B"), (0, None, "")],
+)
+def test_bar_tells_how_much_is_done_and_left(total: int, eta_s: int | None, shown: str) -> None:
+    with Progress() as progress:
+        bar = _Bar(progress, progress.add_task("", stage="", amount=""))
+        bar.show(a_job(progress={"done": 1, "total": total, "unit": "bytes"}, eta_s=eta_s))
+    assert progress.tasks[0].fields["amount"] == shown

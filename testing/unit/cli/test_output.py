@@ -7,7 +7,7 @@ import pytest
 import yaml
 from rich.text import Text
 
-from pycloud.cli.output import Column, Format, Printer, field, size_text, text_of
+from pycloud.cli.output import Column, Format, Printer, field, size_text, span_text, text_of
 
 COLUMNS = (field("id", "id"), Column("double", lambda item: item["n"] * 2))
 ITEMS = [{"id": "first", "n": 1}, {"id": "é", "n": 20}]
@@ -103,6 +103,14 @@ def test_markup_in_data_is_not_obeyed(capsys: pytest.CaptureFixture[str]) -> Non
 )
 def test_values_read_well_in_a_table(value: object, shown: str) -> None:
     assert text_of(value).plain == shown
+
+
+@pytest.mark.parametrize(
+    ("span_s", "shown"),
+    [(None, ""), (0, "0 s"), (99, "99 s"), (100, "2 min"), (5400, "90 min"), (9000, "2 h")],
+)
+def test_spans_have_a_fitting_unit(span_s: int | None, shown: str) -> None:
+    assert span_text(span_s) == shown
 
 
 @pytest.mark.parametrize(
