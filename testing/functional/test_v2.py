@@ -4,6 +4,7 @@
 import gc
 import io
 import json
+import logging
 import threading
 import tracemalloc
 import zipfile
@@ -27,6 +28,7 @@ from pycloud.core.model.identifiers import (
     UploadId,
 )
 from pycloud.core.model.runtime import InstanceState, JobState, Progress
+from pycloud.web.logs import JsonLines
 from pycloud.web.waiting import ENVIRON_KEY, WaitRoom
 from testing.factories import a_job, a_package, an_app, an_event, an_instance, an_upload
 from testing.stand import OTHER_PHONE, PHONE, Stand, make_stand, problem_of
@@ -308,6 +310,25 @@ def test_job_tells_about_how_long_it_still_takes(stand: Stand, phone: TestApp) -
         )
     )
     assert 100 <= phone.get(f"/api/v2/jobs/{job.id}").json["eta_s"] <= 130
+
+
+def test_log_tells_which_request_asked_for_a_job(stand: Stand, phone: TestApp) -> None:
+    stand.add_service("echo")
+    lines = io.StringIO()
+    handler = logging.StreamHandler(lines)
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("pycloud.core.jobs")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        headers = {"X-Request-ID": "mine"}
+        started = phone.post_json("/api/v2/instances", {"service_id": "echo"}, headers=headers)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    told = [json.loads(line) for line in lines.getvalue().splitlines()]
+    (line,) = [one for one in told if one["event"] == "job_submitted"]
+    assert (line["request_id"], line["job_id"]) == ("mine", started.json["job"]["id"])
 
 
 # -- uploads --------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jobs as callers see them: submit, look up, wait for, cancel. It runs nothing itself."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,8 @@ from pycloud.core.model.identifiers import HostId, JobId, Principal
 from pycloud.core.model.runtime import Event, Job, JobKind, JobState
 from pycloud.core.ports import Clock, Slice, Store, every
 from pycloud.errors import Conflict, StaleRecord
+
+log = logging.getLogger(__name__)
 
 _FOREIGN_POLL_S = 0.25
 """How often a Job that another process may be running is looked at while waiting."""
@@ -61,6 +64,8 @@ class Jobs:
                 created_at=self._clock.now(),
             )
         )
+        # The one line in which the log names both the request at work and the Job.
+        log.info("job_submitted", extra={"job_id": job.id, "kind": job.kind})
         self._tell(job)
         return job
 
