@@ -4,16 +4,18 @@
 import json
 import re
 from collections.abc import Callable
-from typing import BinaryIO, TypeVar
+from datetime import datetime
+from typing import BinaryIO, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 from pyramid.response import FileIter, Response
 
-from pycloud.api.schemas import Json
+from pycloud.api.schemas import Json, microseconds
 from pycloud.api.schemas.runtime import Viewer, job_json
 from pycloud.core.model.identifiers import JobId
 from pycloud.core.model.runtime import Job
 from pycloud.core.ports import Slice
+from pycloud.errors import StaleRecord
 from pycloud.web.caching import KeptBody, etag_of
 from pycloud.web.errors import PreconditionFailed, PreconditionRequired, RangeNotSatisfiable
 from pycloud.web.request import Request
@@ -24,7 +26,6 @@ _WAIT_SLICE_S = 0.5
 """How often a request that waits looks whether its client is still there."""
 _WAIT = re.compile(r"wait\s*=\s*(\d{1,6})")
 _TAG = re.compile(r'(?:W/)?"([^"]*)"|\*')
-_GENERATION = re.compile(r'\s*"([0-9]{1,18})"\s*')
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9 ._()+@-]")
 
@@ -47,16 +48,43 @@ def json_reply(content: Json, *, status: int = 200) -> Response:
 # -- single resources ---------------------------------------------------------------------
 
 
-def generation_tag(generation: int) -> str:
-    """Return the strong tag of a record; its generation changes with every write."""
-    return f'"{generation}"'
+class Versioned(Protocol):
+    """What a record has that is shown with a tag."""
+
+    @property
+    def id(self) -> str:
+        """Its id, which may have belonged to another record before."""
+        ...
+
+    @property
+    def created_at(self) -> datetime:
+        """What tells it from a record that had the id before."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """What changes with every write, and begins anew with the next record of the id."""
+        ...
+
+
+def tag_of(record: Versioned, scope: str = "") -> str:
+    """Return the strong tag of a record as it is shown; other bytes have another tag.
+
+    `scope` tells views of one generation apart that show different parts of it.
+    """
+    return f'{_incarnation(record, scope)}{record.generation:x}"'
+
+
+def _incarnation(record: Versioned, scope: str) -> str:
+    """Return what all tags of this record in this view begin with, and no others."""
+    return f'"{microseconds(record.created_at):x}{scope}-'
 
 
 def tagged_reply(
-    request: Request, content: Json, *, generation: int, status: int = 200
+    request: Request, content: Json, record: Versioned, *, scope: str = "", status: int = 200
 ) -> Response:
     """Return a resource with its ETag, or 304 if the client has it already."""
-    tag = generation_tag(generation)
+    tag = tag_of(record, scope)
     if status == 200 and _holds(request, tag):
         return _not_modified(tag)
     response = json_reply(content, status=status)
@@ -64,23 +92,27 @@ def tagged_reply(
     return response
 
 
-def expected_generation(request: Request, *, required: bool) -> int | None:
-    """Return the generation that If-Match names, None for none or `*`.
+def require_match(request: Request) -> None:
+    """Raise PreconditionRequired without If-Match."""
+    if "HTTP_IF_MATCH" not in request.environ:
+        raise PreconditionRequired("send If-Match with the ETag that you have read")
 
-    Raises PreconditionRequired without the header, PreconditionFailed for a tag that
-    no generation of ours ever had.
+
+def expected_generation(request: Request, record: Versioned, *, scope: str = "") -> int | None:
+    """Return the generation of the record if If-Match names it, None for none or `*`.
+
+    It is for the core to make sure of it when it writes. Raises StaleRecord for the tag of
+    an earlier generation, PreconditionFailed for any other.
     """
-    text = request.environ.get("HTTP_IF_MATCH")
-    if text is None:
-        if required:
-            raise PreconditionRequired("send If-Match with the ETag that you have read")
-        return None
+    text = request.environ.get("HTTP_IF_MATCH", "*")
     if text.strip() == "*":
         return None
-    match = _GENERATION.fullmatch(text)
-    if match is None:
-        raise PreconditionFailed("If-Match is not the ETag of what is there")
-    return int(match[1])
+    given = {match[0] for match in _TAG.finditer(text)}
+    if tag_of(record, scope) in given:
+        return record.generation
+    if any(tag.startswith(_incarnation(record, scope)) for tag in given):
+        raise StaleRecord(type(record).__name__.lower(), record.id)
+    raise PreconditionFailed("If-Match is not the ETag of what is there")
 
 
 def _holds(request: Request, tag: str) -> bool:

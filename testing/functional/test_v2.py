@@ -30,7 +30,7 @@ from pycloud.core.model.identifiers import (
 from pycloud.core.model.runtime import InstanceState, JobState, Progress
 from pycloud.web.logs import JsonLines
 from pycloud.web.waiting import ENVIRON_KEY, WaitRoom
-from testing.factories import a_job, a_package, an_app, an_event, an_instance, an_upload
+from testing.factories import a_job, a_package, a_service, an_app, an_event, an_instance, an_upload
 from testing.stand import OTHER_PHONE, PHONE, Stand, make_stand, problem_of
 
 WAIT = {"Prefer": "respond-async, wait=30"}
@@ -161,6 +161,31 @@ def test_strange_tag_never_matches(stand: Stand, phone: TestApp) -> None:
         assert problem_of(response) == "precondition_failed"
 
 
+def test_tag_of_a_service_that_was_removed_is_not_that_of_the_next_one(
+    stand: Stand, phone: TestApp
+) -> None:
+    path = "/api/v2/services/echo"
+    stand.add_service("echo")
+    tag = phone.get(path).headers["ETag"]
+    stand.store.services.remove("echo")
+    stand.store.services.add(a_service(id=ServiceId("echo"), created_at=stand.core.clock.now()))
+    headers = stand.admin | {"If-Match": tag}
+    phone.get(path, headers={"If-None-Match": tag}, status=200)
+    changed = phone.patch_json(path, {"port": 81}, headers=headers, status=412)
+    removed = phone.delete(path, headers=headers, status=412)
+    assert problem_of(changed) == problem_of(removed) == "precondition_failed"
+
+
+def test_any_of_several_tags_may_match_but_no_weak_one(stand: Stand, phone: TestApp) -> None:
+    path = "/api/v2/services/echo"
+    stand.add_service("echo")
+    tag = phone.get(path).headers["ETag"]
+    weak = stand.admin | {"If-Match": f'"other", W/{tag}'}
+    phone.patch_json(path, {"port": 81}, headers=weak, status=412)
+    strong = stand.admin | {"If-Match": f'"other", {tag}'}
+    phone.patch_json(path, {"port": 81}, headers=strong, status=200)
+
+
 def test_service_in_use_is_not_removed_unless_told_so(stand: Stand, phone: TestApp) -> None:
     stand.add_service("echo")
     start(phone)
@@ -193,6 +218,17 @@ def test_start_is_held_until_the_service_answers(stand: Stand, phone: TestApp) -
     assert started["instance"]["port"] is not None
     assert started["instance"]["owner"] == "device:phone-1"
     assert started["instance"]["timeline"]
+
+
+def test_instance_has_another_tag_for_whoever_may_not_know_its_owner(
+    stand: Stand, phone: TestApp
+) -> None:
+    stand.add_service("echo")
+    path = f"/api/v2/instances/{start(phone)['instance']['id']}"
+    theirs = phone.get(path, headers=OTHER_PHONE).headers["ETag"]
+    mine = phone.get(path, headers=PHONE | {"If-None-Match": theirs}, status=200)
+    assert mine.json["owner"] == "device:phone-1"
+    phone.get(path, headers=stand.admin | {"If-None-Match": mine.headers["ETag"]}, status=304)
 
 
 def test_start_is_not_held_without_being_asked(stand: Stand, phone: TestApp) -> None:

@@ -10,6 +10,7 @@ from pycloud.api.replies import (
     download_reply,
     expected_generation,
     page_reply,
+    require_match,
     tagged_reply,
 )
 from pycloud.api.schemas import microseconds
@@ -40,7 +41,7 @@ def add_app(request: Request) -> Response:
     """Take an uploaded App in."""
     body = request.checked.body
     app = request.core.apps.add(app_draft(body), UploadId(body["upload_id"]), by=request.principal)
-    response = tagged_reply(request, app_json(app), generation=app.generation, status=201)
+    response = tagged_reply(request, app_json(app), app, status=201)
     response.headers["Location"] = f"/api/v2/apps/{app.id}"
     return response
 
@@ -48,26 +49,27 @@ def add_app(request: Request) -> Response:
 def get_app(request: Request) -> Response:
     """Show an App."""
     app = request.core.apps.app(_app_id(request))
-    return tagged_reply(request, app_json(app), generation=app.generation)
+    return tagged_reply(request, app_json(app), app)
 
 
 def change_app(request: Request) -> Response:
     """Change what is said about an App."""
-    app = request.core.apps.update(
-        _app_id(request),
+    require_match(request)
+    app = request.core.apps.app(_app_id(request))
+    changed = request.core.apps.update(
+        app.id,
         app_changes(request.checked.body),
-        generation=expected_generation(request, required=True),
+        generation=expected_generation(request, app),
         by=request.principal,
     )
-    return tagged_reply(request, app_json(app), generation=app.generation)
+    return tagged_reply(request, app_json(changed), changed)
 
 
 def remove_app(request: Request) -> Response:
     """Remove an App."""
+    app = request.core.apps.app(_app_id(request))
     request.core.apps.remove(
-        _app_id(request),
-        generation=expected_generation(request, required=False),
-        by=request.principal,
+        app.id, generation=expected_generation(request, app), by=request.principal
     )
     return Response(status=204)
 

@@ -120,11 +120,13 @@ def _with_job(request: Request, instance: Instance, job: Job | None) -> Response
 
 
 def _shown(request: Request, instance: Instance) -> Response:
-    return tagged_reply(
-        request,
-        instance_json(instance, viewer_of(request)),
-        generation=instance.generation,
-    )
+    content = instance_json(instance, viewer_of(request))
+    return tagged_reply(request, content, instance, scope=_scope(request, instance))
+
+
+def _scope(request: Request, instance: Instance) -> str:
+    """Tell the view of those who may know the owner from that of everybody else."""
+    return "o" if viewer_of(request).may_know(instance.owner) else ""
 
 
 def _instance_id(request: Request) -> InstanceId:

@@ -31,7 +31,7 @@ def export_package(request: Request) -> Response:
 def get_package(request: Request) -> Response:
     """Show a package."""
     package = request.core.exports.package(_package_id(request))
-    return tagged_reply(request, package_json(package), generation=package.generation)
+    return tagged_reply(request, package_json(package), package)
 
 
 def download_package(request: Request) -> Response:

@@ -9,6 +9,7 @@ from pycloud.api.replies import (
     kept_body,
     kept_reply,
     page_reply,
+    require_match,
     tagged_reply,
 )
 from pycloud.api.schemas.catalog import (
@@ -44,28 +45,31 @@ def add_service(request: Request) -> Response:
 def get_service(request: Request) -> Response:
     """Show a Service."""
     service = request.core.catalog.service(_service_id(request))
-    return tagged_reply(request, service_json(service), generation=service.generation)
+    return tagged_reply(request, service_json(service), service)
 
 
 def change_service(request: Request) -> Response:
     """Change a Service, and tell which Job prepares it anew if the change asks for that."""
+    require_match(request)
+    service = request.core.catalog.service(_service_id(request))
     changed = request.core.templates.change_service(
-        _service_id(request),
+        service.id,
         service_changes(request.checked.body),
-        generation=expected_generation(request, required=True),
+        generation=expected_generation(request, service),
         by=request.principal,
     )
     content = service_json(changed.service)
     content["prepare_job"] = None if changed.job is None else changed.job.id
-    return tagged_reply(request, content, generation=changed.service.generation)
+    return tagged_reply(request, content, changed.service)
 
 
 def remove_service(request: Request) -> Response:
     """Ask for the removal of a Service."""
+    service = request.core.catalog.service(_service_id(request))
     job = request.core.removal.request_remove(
-        _service_id(request),
+        service.id,
         RunningInstances(request.checked.query["instances"]),
-        generation=expected_generation(request, required=False),
+        generation=expected_generation(request, service),
         by=request.principal,
     )
     return job_reply(request, job)
@@ -90,7 +94,7 @@ def list_service_vms(request: Request) -> Response:
 def get_service_vm(request: Request) -> Response:
     """Show a ServiceVM."""
     service_vm = request.core.catalog.service_vm(ServiceVMId(request.matchdict["service_vm_id"]))
-    return tagged_reply(request, service_vm_json(service_vm), generation=service_vm.generation)
+    return tagged_reply(request, service_vm_json(service_vm), service_vm)
 
 
 def _service_id(request: Request) -> ServiceId:
