@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from webtest import TestApp
+from webtest import TestApp, TestResponse
 
 from pycloud.adapters.fakes import FakeClock, fake_qcow2
 from pycloud.adapters.fakes.network import Answer
@@ -278,6 +278,31 @@ def test_renewing_gives_an_instance_its_idle_time_again(stand: Stand, phone: Tes
     phone.post(path, headers=OTHER_PHONE, status=401)
     renewed = phone.post(path, headers=PHONE, status=200).json
     assert renewed["idle_at"] > started["idle_at"]
+
+
+@pytest.mark.parametrize(
+    ("method", "action"), [("DELETE", ""), ("POST", "/pause"), ("POST", "/resume")]
+)
+def test_instance_is_changed_only_as_it_was_read(
+    stand: Stand, phone: TestApp, method: str, action: str
+) -> None:
+    stand.add_service("echo", sharing_limit=2)
+    path = f"/api/v2/instances/{start(phone)['instance']['id']}"
+    there, back = "pause", "resume"
+    if action == "/resume":
+        phone.post(f"{path}/pause", headers=PHONE)
+        there, back = back, there
+    tag = phone.get(path, headers=PHONE).headers["ETag"]
+    phone.post(f"{path}/{there}", headers=PHONE)
+    phone.post(f"{path}/{back}", headers=PHONE)
+
+    def ask(tag: str, status: int) -> TestResponse:
+        headers = PHONE | WAIT | {"If-Match": tag}
+        return phone.request(path + action, method=method, headers=headers, status=status)
+
+    assert problem_of(ask(tag, 412)) == "stale_record"
+    assert problem_of(ask('"other"', 412)) == "precondition_failed"
+    ask(phone.get(path, headers=PHONE).headers["ETag"], 200)
 
 
 def test_stop_is_for_the_owner_and_administrators(stand: Stand, phone: TestApp) -> None:

@@ -5,6 +5,7 @@ from pyramid.response import Response
 
 from pycloud.api.replies import (
     awaited_job,
+    expected_generation,
     job_location,
     job_reply,
     json_reply,
@@ -57,9 +58,11 @@ def get_instance(request: Request) -> Response:
 
 def stop_instance(request: Request) -> Response:
     """Stop an Instance, whoever uses it."""
-    job = request.core.instances.request_stop(
-        _instance_id(request),
+    instances, instance_id = request.core.instances, _instance_id(request)
+    job = instances.request_stop(
+        instance_id,
         mode=StopMode(request.checked.query["mode"]),
+        generation=_generation(request, instance_id),
         by=request.principal,
     )
     return job_reply(request, job)
@@ -79,15 +82,19 @@ def renew_instance(request: Request) -> Response:
 
 def pause_instance(request: Request) -> Response:
     """Pause an Instance."""
+    instances, instance_id = request.core.instances, _instance_id(request)
+    generation = _generation(request, instance_id)
     return _shown(
-        request, request.core.instances.pause(_instance_id(request), by=request.principal)
+        request, instances.pause(instance_id, generation=generation, by=request.principal)
     )
 
 
 def resume_instance(request: Request) -> Response:
     """Resume an Instance."""
+    instances, instance_id = request.core.instances, _instance_id(request)
+    generation = _generation(request, instance_id)
     return _shown(
-        request, request.core.instances.resume(_instance_id(request), by=request.principal)
+        request, instances.resume(instance_id, generation=generation, by=request.principal)
     )
 
 
@@ -127,6 +134,11 @@ def _shown(request: Request, instance: Instance) -> Response:
 def _scope(request: Request, instance: Instance) -> str:
     """Tell the view of those who may know the owner from that of everybody else."""
     return "o" if viewer_of(request).may_know(instance.owner) else ""
+
+
+def _generation(request: Request, instance_id: InstanceId) -> int | None:
+    instance = request.core.instances.instance(instance_id)
+    return expected_generation(request, instance, scope=_scope(request, instance))
 
 
 def _instance_id(request: Request) -> InstanceId:

@@ -234,20 +234,25 @@ class Instances:
 
     # -- pause and resume ---------------------------------------------------------------
 
-    def pause(self, instance_id: InstanceId, *, by: Principal) -> Instance:
+    def pause(
+        self, instance_id: InstanceId, *, generation: int | None = None, by: Principal
+    ) -> Instance:
         """Stop the guest's processors; its memory stays.
 
-        Raises NotFound, IllegalTransition, OnAnotherHost.
+        With `generation` only if it is still that one. Raises NotFound, StaleRecord,
+        IllegalTransition, OnAnotherHost.
         """
-        instance = self.instance(instance_id)
+        instance = _unless_changed(self.instance(instance_id), generation)
         instance.check_transition(InstanceState.PAUSED)
         self._require_here(instance)
         self.guests.hypervisor.pause(domain_id_of(instance_id))
         return self.records.move(instance_id, InstanceState.PAUSED, by=by)
 
-    def resume(self, instance_id: InstanceId, *, by: Principal) -> Instance:
-        """Let a paused guest go on. Raises NotFound, IllegalTransition, OnAnotherHost."""
-        instance = self.instance(instance_id)
+    def resume(
+        self, instance_id: InstanceId, *, generation: int | None = None, by: Principal
+    ) -> Instance:
+        """Let a paused guest go on; `generation` and errors as with `pause`."""
+        instance = _unless_changed(self.instance(instance_id), generation)
         if instance.state is not InstanceState.PAUSED:
             raise IllegalTransition(
                 "instance", instance_id, state=instance.state, wanted=InstanceState.RUNNING
@@ -281,15 +286,21 @@ class Instances:
             return self.request_stop(instance_id, by=by) if users == 0 else None
 
     def request_stop(
-        self, instance_id: InstanceId, *, mode: StopMode = StopMode.AT_ONCE, by: Principal
+        self,
+        instance_id: InstanceId,
+        *,
+        mode: StopMode = StopMode.AT_ONCE,
+        generation: int | None = None,
+        by: Principal,
     ) -> Job:
         """Stop an Instance whoever uses it; asking again returns the same Job.
 
-        One that is starting is stopped by cancelling its start. Raises NotFound,
-        IllegalTransition if it is over already.
+        One that is starting is stopped by cancelling its start. With `generation` only if it
+        is still that one. Raises NotFound, StaleRecord, IllegalTransition if it is over
+        already.
         """
         while True:
-            instance = self.instance(instance_id)
+            instance = _unless_changed(self.instance(instance_id), generation)
             if instance.state is InstanceState.STOPPING:
                 return self._stop_job(instance, mode, by)
             if instance.state in _STARTING:
@@ -429,6 +440,12 @@ class Instances:
 
 def _has_passed(moment: datetime | None, now: datetime) -> bool:
     return moment is not None and moment <= now
+
+
+def _unless_changed(instance: Instance, generation: int | None) -> Instance:
+    if generation is not None and generation != instance.generation:
+        raise StaleRecord("instance", instance.id)
+    return instance
 
 
 def _is_used_up(instance: Instance, now: datetime) -> bool:
