@@ -11,9 +11,9 @@ from urllib.parse import parse_qsl, urlencode
 from pyramid.response import FileIter, Response
 
 from pycloud.api.schemas import Json, microseconds
-from pycloud.api.schemas.runtime import Viewer, job_json
+from pycloud.api.schemas.runtime import Viewer, instance_json, job_json
 from pycloud.core.model.identifiers import JobId
-from pycloud.core.model.runtime import Job
+from pycloud.core.model.runtime import Instance, Job
 from pycloud.core.ports import Slice
 from pycloud.errors import StaleRecord
 from pycloud.web.caching import KeptBody, etag_of
@@ -182,6 +182,8 @@ def awaited_job(request: Request, job_id: JobId) -> Job:
     patience_s = wait_s(request)
     if not patience_s:
         return request.core.jobs.job(job_id)
+    if request.on_job is not None:
+        request.on_job(job_id)
     with request.waiting_place() as has_place:
         return wait_for(request, job_id, timeout_s=patience_s if has_place else 0)
 
@@ -212,6 +214,23 @@ def job_reply(request: Request, job: Job) -> Response:
     seen = awaited_job(request, job.id) if wait_s(request) else job
     response = json_reply(shown_job(request, seen), status=200 if seen.is_final else 202)
     response.headers["Location"] = job_location(job.id)
+    return response
+
+
+def use_reply(request: Request, instance: Instance, job: Job | None) -> Response:
+    """Return an Instance that one begins or ceases to use, and the Job that this takes."""
+    seen = None if job is None else awaited_job(request, job.id)
+    if seen is not None:
+        instance = request.core.instances.instance(instance.id)
+    response = json_reply(
+        {
+            "instance": instance_json(instance, viewer_of(request)),
+            "job": None if seen is None else shown_job(request, seen),
+        },
+        status=200 if seen is None or seen.is_final else 202,
+    )
+    if seen is not None:
+        response.headers["Location"] = job_location(seen.id)
     return response
 
 

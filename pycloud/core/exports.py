@@ -19,6 +19,7 @@ from pycloud.core.model.catalog import Package, Service, ServiceVM
 from pycloud.core.model.identifiers import (
     BlobId,
     InstanceId,
+    JobId,
     PackageId,
     Principal,
     ServiceId,
@@ -47,11 +48,17 @@ class Exports:
     warm_pool: WarmPool
     keep_s: int
 
-    def request_export(self, service_id: ServiceId, *, by: Principal) -> Job:
-        """Ask for a package of a Service. Raises NotFound, Conflict."""
+    def request_export(
+        self, service_id: ServiceId, *, job_id: JobId | None = None, by: Principal
+    ) -> Job:
+        """Ask for a package of a Service.
+
+        Raises NotFound, Conflict, and DuplicateRecord if `job_id` was used before.
+        """
         service, service_vm = self.catalog.startable(service_id)
         return self.jobs.submit(
             JobRequest(
+                id=job_id,
                 kind=JobKind.SERVICE_EXPORT,
                 arguments={
                     "service_id": service.id,

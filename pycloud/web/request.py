@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 from pyramid.request import Request as PyramidRequest
 
 from pycloud.core.facade import Core
-from pycloud.core.model.identifiers import DeviceId, Principal, checked_id
+from pycloud.core.model.identifiers import DeviceId, JobId, Principal, checked_id
 from pycloud.errors import InvalidInput
 from pycloud.settings import Settings
 from pycloud.web.waiting import ENVIRON_KEY, WaitRoom
@@ -58,6 +58,11 @@ class Request(PyramidRequest):  # type: ignore[misc]  # pyramid has no types
 
     # JSON bodies are bounded before they are read, so none has to go through a file.
     request_body_tempfile_limit = 1024 * 1024
+
+    new_job_id: JobId | None = None
+    """The id for a Job that this request makes; None for any."""
+    on_job: Callable[[JobId], None] | None = None
+    """Told which Job this request is about to wait for."""
 
     @property
     def core(self) -> Core:

@@ -638,67 +638,6 @@ def test_reader_without_a_place_is_answered_at_once(stand: Stand, phone: TestApp
     assert content["items"] == []
 
 
-# -- idempotency --------------------------------------------------------------------------
-
-
-def test_repeat_gets_the_first_reply(stand: Stand, phone: TestApp) -> None:
-    stand.add_service("echo")
-    headers = PHONE | WAIT | {"Idempotency-Key": "k1"}
-    body = {"service_id": "echo"}
-    first = phone.post_json("/api/v2/instances", body, headers=headers)
-    second = phone.post_json("/api/v2/instances", body, headers=headers)
-    assert second.body == first.body
-    assert second.headers["Idempotency-Replayed"] == "true"
-    assert "Idempotency-Replayed" not in first.headers
-    assert len(stand.core.instances.instances().items) == 1
-
-
-def test_key_of_another_caller_is_another_key(stand: Stand, phone: TestApp) -> None:
-    stand.add_service("echo")
-    body = {"service_id": "echo"}
-    for caller in (PHONE, OTHER_PHONE):
-        phone.post_json("/api/v2/instances", body, headers=caller | WAIT | {"Idempotency-Key": "k"})
-    assert len(stand.core.instances.instances().items) == 2
-
-
-def test_key_for_another_request_is_refused(stand: Stand, phone: TestApp) -> None:
-    stand.add_service("echo")
-    headers = PHONE | {"Idempotency-Key": "k1"}
-    phone.post_json("/api/v2/instances", {"service_id": "echo"}, headers=headers)
-    response = phone.post_json(
-        "/api/v2/instances",
-        {"service_id": "echo", "join": "share"},
-        headers=headers,
-        status=422,
-    )
-    assert problem_of(response) == "idempotency_key_reused"
-
-
-def test_key_of_a_running_request_is_refused(stand: Stand, phone: TestApp) -> None:
-    stand.add_service("echo")
-    stand.probe.answer = Answer.HELD
-    headers = PHONE | WAIT | {"Idempotency-Key": "k1"}
-    body = {"service_id": "echo"}
-    first = threading.Thread(
-        target=lambda: stand.api().post_json("/api/v2/instances", body, headers=headers)
-    )
-    first.start()
-    while not stand.core.instances.instances().items:
-        pass
-    second = phone.post_json("/api/v2/instances", body, headers=headers, status=409)
-    stand.probe.let_go()
-    first.join(timeout=30)
-    assert problem_of(second) == "request_in_flight"
-
-
-def test_refused_request_may_be_tried_again(stand: Stand, phone: TestApp) -> None:
-    headers = PHONE | WAIT | {"Idempotency-Key": "k1"}
-    body = {"service_id": "echo"}
-    phone.post_json("/api/v2/instances", body, headers=headers, status=404)
-    stand.add_service("echo")
-    phone.post_json("/api/v2/instances", body, headers=headers, status=200)
-
-
 # -- bad input ----------------------------------------------------------------------------
 
 

@@ -4,20 +4,17 @@
 from pyramid.response import Response
 
 from pycloud.api.replies import (
-    awaited_job,
     expected_generation,
-    job_location,
     job_reply,
-    json_reply,
     page_reply,
-    shown_job,
     tagged_reply,
+    use_reply,
     viewer_of,
 )
 from pycloud.api.schemas.runtime import instance_json
 from pycloud.core.instances import Join, StartRequest, StopMode
 from pycloud.core.model.identifiers import InstanceId, ServiceId
-from pycloud.core.model.runtime import Instance, Job
+from pycloud.core.model.runtime import Instance
 from pycloud.web.request import Request
 
 
@@ -45,10 +42,11 @@ def start_instance(request: Request) -> Response:
             service_id=ServiceId(body["service_id"]),
             join=Join(body.get("join", Join.FRESH)),
             device_id=request.device_id,
+            job_id=request.new_job_id,
         ),
         by=request.principal,
     )
-    return _with_job(request, started.instance, started.job)
+    return use_reply(request, started.instance, started.job)
 
 
 def get_instance(request: Request) -> Response:
@@ -72,7 +70,7 @@ def leave_instance(request: Request) -> Response:
     """Give one use of an Instance back."""
     instance_id = _instance_id(request)
     job = request.core.instances.leave(instance_id, by=request.principal)
-    return _with_job(request, request.core.instances.instance(instance_id), job)
+    return use_reply(request, request.core.instances.instance(instance_id), job)
 
 
 def renew_instance(request: Request) -> Response:
@@ -108,22 +106,6 @@ def get_serial_output(request: Request) -> Response:
         for char in tail.decode("utf-8", "replace")
     )
     return Response(text.encode(), content_type="text/plain", charset="utf-8")
-
-
-def _with_job(request: Request, instance: Instance, job: Job | None) -> Response:
-    seen = None if job is None else awaited_job(request, job.id)
-    if seen is not None:
-        instance = request.core.instances.instance(instance.id)
-    response = json_reply(
-        {
-            "instance": instance_json(instance, viewer_of(request)),
-            "job": None if seen is None else shown_job(request, seen),
-        },
-        status=200 if seen is None or seen.is_final else 202,
-    )
-    if seen is not None:
-        response.headers["Location"] = job_location(seen.id)
-    return response
 
 
 def _shown(request: Request, instance: Instance) -> Response:

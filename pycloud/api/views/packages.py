@@ -25,7 +25,10 @@ def list_packages(request: Request) -> Response:
 def export_package(request: Request) -> Response:
     """Ask for a package of a Service."""
     service_id = ServiceId(request.checked.body["service_id"])
-    return job_reply(request, request.core.exports.request_export(service_id, by=request.principal))
+    job = request.core.exports.request_export(
+        service_id, job_id=request.new_job_id, by=request.principal
+    )
+    return job_reply(request, job)
 
 
 def get_package(request: Request) -> Response:

@@ -77,7 +77,9 @@ def remove_service(request: Request) -> Response:
 
 def prepare_service(request: Request) -> Response:
     """Ask for a memory state of a Service."""
-    job = request.core.templates.request_prepare(_service_id(request), by=request.principal)
+    job = request.core.templates.request_prepare(
+        _service_id(request), job_id=request.new_job_id, by=request.principal
+    )
     return job_reply(request, job)
 
 

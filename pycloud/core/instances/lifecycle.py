@@ -52,11 +52,12 @@ class StopMode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRequest:
-    """What a client asks for."""
+    """What a client asks for; `job_id` is for the Job if one has to be made, None for any."""
 
     service_id: ServiceId
     join: Join = Join.FRESH
     device_id: DeviceId | None = None
+    job_id: JobId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +131,9 @@ class Instances:
     def request_start(self, request: StartRequest, *, by: Principal) -> Started:
         """Join an Instance with room, or ask for a new one.
 
-        Raises NotFound, Conflict (a Service without VM). A refusal for lack of room
-        is found by the Job, which fails with CapacityExceeded.
+        Raises NotFound, Conflict (a Service without VM), DuplicateRecord for a `job_id` that
+        was used before. A refusal for lack of room is found by the Job, which fails with
+        CapacityExceeded.
         """
         subject = service, _ = self.catalog.startable(request.service_id)
         if request.join is Join.FRESH or service.sharing_limit <= 1:
@@ -185,7 +187,7 @@ class Instances:
             sharing_limit=service.sharing_limit,
             owner=by,
             device_id=request.device_id,
-            job_id=JobId(uuid4().hex),
+            job_id=request.job_id or JobId(uuid4().hex),
             idle_timeout_s=idle_s,
             expires_at=now + timedelta(seconds=life_s) if life_s is not None else None,
             created_at=now,
