@@ -35,6 +35,7 @@ from pycloud.core.catalog import Catalog
 from pycloud.core.exports import Exports
 from pycloud.core.facade import Background, Core
 from pycloud.core.guests import GuestOptions, Guests
+from pycloud.core.health import Health
 from pycloud.core.instances import Instances, Starting, Stopping
 from pycloud.core.instances.lifecycle import InstanceOptions
 from pycloud.core.instances.records import InstanceRecords
@@ -73,6 +74,9 @@ _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
 _START_WORKERS = 32
 """Starts mostly wait for a guest; they need threads, not processors."""
+_STALE_ROUNDS = 4
+_LEAST_STALE_S = 15.0
+"""A busy libvirt may well take seconds for a round, however fast rounds are set to come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +149,7 @@ def assemble(settings: Settings, ports: Ports, *, observers: Iterable[StepObserv
         placement=base.guests.placement,
         discovery=ports.discovery,
     )
+    health = Health(system, base.runner, ports.clock, stale_s=_stale_s(settings))
     access = Access(ports.secrets)
     background = Background(
         store=ports.store,
@@ -153,6 +158,7 @@ def assemble(settings: Settings, ports: Ports, *, observers: Iterable[StepObserv
         discovery=ports.discovery,
         access=access,
         system=system,
+        health=health,
         clock=ports.clock,
         reconcile_s=settings.reconcile_s,
     )
@@ -172,6 +178,7 @@ def assemble(settings: Settings, ports: Ports, *, observers: Iterable[StepObserv
         mailbox=Mailbox(store=ports.store, clock=ports.clock),
         access=access,
         system=system,
+        health=health,
         events=ports.store.events,
         replies=ports.store.idempotent_replies,
         background=background,
@@ -403,6 +410,11 @@ def _runner_options(settings: Settings, host: ThisHost) -> RunnerOptions:
             Lane.BACKGROUND: 1,
         },
     )
+
+
+def _stale_s(settings: Settings) -> float:
+    """Return the age of a look at our health that says that something hangs."""
+    return max(_STALE_ROUNDS * settings.reconcile_s, _LEAST_STALE_S)
 
 
 def _guests(settings: Settings, ports: Ports) -> Guests:

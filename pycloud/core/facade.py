@@ -10,6 +10,7 @@ from pycloud.core.access import Access
 from pycloud.core.apps import Apps
 from pycloud.core.catalog import Catalog
 from pycloud.core.exports import Exports
+from pycloud.core.health import Health
 from pycloud.core.instances import Instances
 from pycloud.core.intake import Intake
 from pycloud.core.jobs import JobRunner, Jobs
@@ -47,6 +48,7 @@ class Core:
     mailbox: Mailbox
     access: Access
     system: System
+    health: Health
     events: EventLog
     replies: Repository[IdempotentReply]
     background: "Background"
@@ -62,7 +64,10 @@ class Core:
 
 @dataclass(slots=True, kw_only=True)
 class Background:
-    """What runs beside the requests: Jobs, reconciliation, discovery. One per process."""
+    """What runs beside the requests: Jobs, reconciliation, discovery, looks at our health.
+
+    One per process.
+    """
 
     store: Store
     runner: JobRunner
@@ -70,6 +75,7 @@ class Background:
     discovery: Discovery
     access: Access
     system: System
+    health: Health
     clock: Clock
     reconcile_s: float
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
@@ -95,12 +101,14 @@ class Background:
         self.store.close()
 
     def _loop(self) -> None:
+        _logged(self.health.look)
         _logged(self.discovery.start)
         while True:
             self.reconciler.run()
             _logged(self._tell_load)
             if self._stopping.wait(self.reconcile_s):
                 return
+            _logged(self.health.look)
 
     def _tell_load(self) -> None:
         metadata = self.system.metadata()
@@ -119,3 +127,5 @@ def _logged(action: Callable[[], None]) -> None:
             "background_action_failed",
             extra={"action": action.__name__, "code": exc.code, "reason": exc.message},
         )
+    except Exception:  # Without this thread nothing would ever be looked at or repaired again.
+        log.exception("background_action_crashed", extra={"action": action.__name__})

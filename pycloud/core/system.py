@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of this cloudlet itself: its load, its means, and whether it is ready."""
+"""The state of this cloudlet itself: its load, its means, and whether all of it works."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from pycloud.core.ports import Blobs, Discovery, HostSensors, Hypervisor, Store
 from pycloud.errors import CloudletError
 
 _LOW_DISK_BYTES = 256 * 1024 * 1024
+CHECKED = ("store", "hypervisor", "disk")
+"""What `System.checks` looks at, in that order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +63,12 @@ class System:
         return self.discovery.peers()
 
     def checks(self) -> tuple[Check, ...]:
-        """Look at everything a start depends on. Discovery is told but not required."""
-        return (
-            _check("store", self._check_store),
-            _check("hypervisor", self._check_hypervisor),
-            _check("disk", self._check_disk),
-        )
+        """Look at everything a start depends on; only for callers that may wait for libvirt.
+
+        Discovery is told but not required.
+        """
+        looks = (self._check_store, self._check_hypervisor, self._check_disk)
+        return tuple(_check(name, look) for name, look in zip(CHECKED, looks, strict=True))
 
     def _check_store(self) -> str:
         self.store.ping()

@@ -777,8 +777,10 @@ def test_request_id_of_the_caller_is_kept_if_it_is_sensible(phone: TestApp) -> N
 
 
 def test_readyz_names_what_is_missing(stand: Stand, phone: TestApp) -> None:
+    stand.core.health.look()
     phone.get("/readyz", status=200)
     stand.blobs.set_free_bytes(0)
+    stand.core.health.look()
     response = phone.get("/readyz", status=503)
     assert {one["name"]: one["ok"] for one in response.json["checks"]}["disk"] is False
     assert "detail" not in response.json["checks"][0]

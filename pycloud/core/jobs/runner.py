@@ -35,6 +35,8 @@ StepObserver = Callable[[JobKind, str, str], None]
 """Told (kind, step, `begin`, `end` or `undo`) around every step."""
 
 _STOP_POLL_S = 0.02
+_HEARTBEAT, _POLL = "job-heartbeat", "job-poll"
+"""The names of the threads that every runner has."""
 _MOST_ATTEMPTS = 5
 """A Job that killed its server this often is rolled back, not tried again."""
 
@@ -79,6 +81,8 @@ class JobRunner:
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._alive_s: dict[str, float] = {}
+        """When each of the threads was last seen at work."""
         jobs.listen(self._noticed)
 
     def register(self, procedures: Iterable[Procedure]) -> None:
@@ -99,7 +103,8 @@ class JobRunner:
         """Begin to claim and run Jobs in the background."""
         for lane, workers in self._options.workers.items():
             self._pools[lane] = ThreadPoolExecutor(workers, thread_name_prefix=f"job-{lane}")
-        for name, body in (("job-heartbeat", self._beat), ("job-poll", self._poll)):
+        for name, body in ((_HEARTBEAT, self._beat), (_POLL, self._poll)):
+            self._tell_alive(name)
             thread = threading.Thread(target=body, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -121,6 +126,15 @@ class JobRunner:
         self._ended.set()
         for thread in self._threads:
             thread.join()
+
+    def silent_s(self) -> float | None:
+        """Return for how long its slowest thread was not seen at work; None if it is not run."""
+        if not self._threads or self._stopping.is_set():
+            return None
+        return self._clock.monotonic() - min(self._alive_s.values())
+
+    def _tell_alive(self, name: str) -> None:
+        self._alive_s[name] = self._clock.monotonic()
 
     def run_pending(self) -> None:
         """Run every queued Job in the calling thread; for tools and tests without threads."""
@@ -180,6 +194,7 @@ class JobRunner:
                 log.warning("job_poll_failed", extra={"code": exc.code, "reason": exc.message})
             except Exception:  # Without this thread, Jobs of other servers would lie about.
                 log.exception("job_poll_crashed")
+            self._tell_alive(_POLL)
 
     def _beat(self) -> None:
         period_s = min(self._options.lease_s / 3.0, 1.0)
@@ -193,6 +208,7 @@ class JobRunner:
                     log.warning("job_lease_not_renewed", extra={"code": exc.code})
                 except Exception:  # Without this thread, every lease would run out.
                     log.exception("job_heartbeat_crashed")
+            self._tell_alive(_HEARTBEAT)
 
     # -- claiming --------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ def _status(request: Request) -> dict[str, object]:
     core = request.core
     return {
         "cloudlet": core.cloudlet,
-        "checks": core.system.checks(),
+        "checks": core.health.checks(),
         "metadata": core.system.metadata(),
         "host": core.system.host(),
         "storage": core.system.storage(),
