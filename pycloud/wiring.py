@@ -422,6 +422,7 @@ def _guests(settings: Settings, ports: Ports) -> Guests:
         store=ports.store,
         clock=ports.clock,
         sensors=ports.sensors,
+        overhead_mib=lambda: ports.hypervisor.facts().overhead_mib,
         options=PlacementOptions(
             host_id=ports.host_id,
             max_instances=settings.max_instances,

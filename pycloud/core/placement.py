@@ -46,11 +46,19 @@ class Placement:
     """Claims of memory and ports on this Host. Safe to use from several threads."""
 
     def __init__(
-        self, *, store: Store, clock: Clock, sensors: HostSensors, options: PlacementOptions
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        sensors: HostSensors,
+        overhead_mib: Callable[[], int],
+        options: PlacementOptions,
     ) -> None:
+        """`overhead_mib` tells what a guest costs the Host beyond the guest's own memory."""
         self._store = store
         self._clock = clock
         self._sensors = sensors
+        self._overhead_mib = overhead_mib
         self._options = options
 
     @property
@@ -87,12 +95,14 @@ class Placement:
 
         Raises CapacityExceeded with the figures that were compared.
         """
+        overhead_mib = self._overhead_mib()
 
         def add(host: Host) -> Host:
             if any(claim.holder == holder for claim in host.claims):
                 return host
-            _require_room(host, flavor)
-            claim = Claim(holder=holder, vcpus=flavor.vcpus, memory_mib=flavor.memory_mib)
+            _require_room(host, flavor, overhead_mib)
+            memory_mib = flavor.memory_mib + overhead_mib
+            claim = Claim(holder=holder, vcpus=flavor.vcpus, memory_mib=memory_mib)
             return replace(host, claims=(*host.claims, claim))
 
         self._change_host(add)
@@ -102,7 +112,7 @@ class Placement:
         host = self.host()
         claims = tuple(claim for claim in host.claims if claim.holder not in without)
         try:
-            _require_room(replace(host, claims=claims), flavor)
+            _require_room(replace(host, claims=claims), flavor, self._overhead_mib())
         except CapacityExceeded:
             return False
         return True
@@ -228,15 +238,16 @@ class Placement:
                 continue
 
 
-def _require_room(host: Host, flavor: Flavor) -> None:
+def _require_room(host: Host, flavor: Flavor, overhead_mib: int) -> None:
     if len(host.claims) >= host.max_instances:
         raise CapacityExceeded(
             f"{len(host.claims)} of {host.max_instances} instances are in use;"
             " stop one or raise pycloud.max_instances"
         )
     free_mib = host.memory_mib - host.claimed_memory_mib
-    if flavor.memory_mib > free_mib:
+    if flavor.memory_mib + overhead_mib > free_mib:
+        emulator = f" and {overhead_mib} for its emulator" if overhead_mib else ""
         raise CapacityExceeded(
-            f"the service needs {flavor.memory_mib} MiB of memory, {max(free_mib, 0)} of"
+            f"the service needs {flavor.memory_mib} MiB of memory{emulator}, {max(free_mib, 0)} of"
             f" {host.memory_mib} MiB are free; stop an instance or try another cloudlet"
         )

@@ -121,7 +121,7 @@ class WarmPool:
         for service_id, (service, count) in wanted.items():
             missing = count - waiting[service_id] - coming[service_id]
             while missing > 0 and room > 0 and service_id not in resting:
-                spare_mib -= service.ideal_memory_mib
+                spare_mib -= self._cost_mib(service)
                 if spare_mib < 0:
                     return
                 self._request_fill(service_id)
@@ -191,6 +191,9 @@ class WarmPool:
         free_bytes = self._guests.sensors.metadata().memory.free_bytes
         return free_bytes // _MIB - self._options.min_free_mib
 
+    def _cost_mib(self, service: Service) -> int:
+        return service.ideal_memory_mib + self._guests.hypervisor.facts().overhead_mib
+
     def _resting(self) -> frozenset[str]:
         """Return the Services whose copy could not be made a moment ago."""
         since = self._guests.clock.now() - _REST
@@ -235,7 +238,7 @@ class WarmPool:
 
     def _reserve(self, context: StepContext) -> None:
         service = self._catalog.service(ServiceId(context.job.arguments["service_id"]))
-        if self._spare_mib() < service.ideal_memory_mib:
+        if self._spare_mib() < self._cost_mib(service):
             raise CapacityExceeded("memory is short; no copies are kept waiting")
         self._guests.placement.claim(_owner(context), service.flavor)
 

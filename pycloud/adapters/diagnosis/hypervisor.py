@@ -39,7 +39,11 @@ def examine(settings: Settings) -> Iterator[Finding]:
         return
     connection = Connection(settings.hypervisor)
     try:
-        facts = read_facts(connection, cpu_model=settings.cpu_model)
+        facts = read_facts(
+            connection,
+            cpu_model=settings.cpu_model,
+            translation_cache_mib=settings.emulator_tb_mib,
+        )
         yield from _of(connection, facts)
     except HypervisorUnavailable as exc:
         yield Finding(

@@ -35,6 +35,7 @@ FAKE_FACTS = HypervisorFacts(
     machine="pc-i440fx-7.2",
     cpu_model="qemu64",
     instant_start=True,
+    overhead_mib=0,
 )
 RUNNING, PAUSED, STALLED, CRASHED = "running", "paused", "stalled", "crashed"
 

@@ -57,7 +57,11 @@ class LibvirtHost:
         """Return what libvirt and QEMU can do, read once."""
         with self._lock:
             if self._facts is None:
-                self._facts = read_facts(self.connection, cpu_model=self._settings.cpu_model)
+                self._facts = read_facts(
+                    self.connection,
+                    cpu_model=self._settings.cpu_model,
+                    translation_cache_mib=self._settings.emulator_tb_mib,
+                )
             return self._facts
 
     def process_owner(self) -> ProcessOwner | None:

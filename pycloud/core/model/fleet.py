@@ -136,6 +136,8 @@ class HypervisorFacts:
     cpu_model: str
     instant_start: bool
     """Whether clones can be resumed from privately mapped memory."""
+    overhead_mib: int
+    """Host memory that each guest may cost beyond its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

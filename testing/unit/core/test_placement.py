@@ -27,14 +27,21 @@ SMALL = Flavor(vcpus=1, memory_mib=256)
 
 
 class Bench:
-    def __init__(self, options=OPTIONS, memory_mib=4096):
+    def __init__(self, options=OPTIONS, memory_mib=4096, overhead_mib=0):
+        self.overhead_mib = overhead_mib
         self.store = MemoryStore()
         self.clock = FakeClock()
         self.sensors = FakeSensors(memory_mib=memory_mib)
         self.placement = self.server(options)
 
     def server(self, options=OPTIONS):
-        return Placement(store=self.store, clock=self.clock, sensors=self.sensors, options=options)
+        return Placement(
+            store=self.store,
+            clock=self.clock,
+            sensors=self.sensors,
+            overhead_mib=lambda: self.overhead_mib,
+            options=options,
+        )
 
     def leased(self):
         return sorted(lease.port for lease in self.store.port_leases.find().items)
@@ -73,6 +80,20 @@ def test_host_is_recorded_once_when_many_ask_first(bench):
     hosts = at_once([bench.placement.host] * 8)
 
     assert len(set(hosts)) == 1
+
+
+def test_claim_counts_what_the_emulator_takes():
+    placement = Bench(overhead_mib=64).placement
+    placement.claim("a", Flavor(vcpus=1, memory_mib=2700))
+    fitting, larger = Flavor(vcpus=1, memory_mib=244), Flavor(vcpus=1, memory_mib=245)
+
+    with pytest.raises(CapacityExceeded, match="245 MiB of memory and 64 for its emulator, 308 of"):
+        placement.claim("b", larger)
+
+    assert not placement.could_fit(larger, without=())
+    assert placement.could_fit(fitting, without=())
+    placement.claim("b", fitting)
+    assert placement.host().claimed_memory_mib == 3072
 
 
 def test_claim_twice_is_one_claim(placement):
