@@ -155,6 +155,22 @@ def test_start_leaves_nothing_behind_when_a_layer_of_the_disk_is_missing(bench):
     assert _is_gone(bench, spec)
 
 
+@pytest.mark.parametrize("part", ["memory", "devices", "disk"])
+def test_memory_state_is_unusable_when_a_part_of_it_is_missing(bench, part):
+    memory, missing = bench.template, BlobId("0" * 64)
+    if part == "disk":
+        disk = replace(memory.disk, blob=replace(memory.disk.blob, id=missing))
+        memory = replace(memory, disk=disk)
+    else:
+        memory = replace(memory, **{part: replace(getattr(memory, part), id=missing)})
+    spec = bench.spec(memory=memory)
+
+    with pytest.raises(StateUnusable):
+        bench.hypervisor.start(spec, on_phase=ignore_phase)
+
+    assert _is_gone(bench, spec)
+
+
 def test_start_leaves_nothing_behind_when_the_phase_sink_raises(bench):
     spec = bench.spec(memory=bench.template)
 

@@ -108,10 +108,10 @@ class FakeHypervisor:
                 return
             forwards = spec.network.forwards if isinstance(spec.network, UserNetwork) else ()
             method = _method(spec.memory)
+            self._check_memory(spec)
             self._make_disk(spec)
             try:
                 on_phase("disk")
-                self._check_memory(spec)
                 self._check_ports(forwards)
                 on_phase("domain")
             except CloudletError:
@@ -129,12 +129,8 @@ class FakeHypervisor:
                 return
             if spec.memory is None or spec.memory.kind is not MemoryKind.TEMPLATE:
                 raise StateUnusable("only a template's memory can wait")
+            self._check_memory(spec)
             self._make_disk(spec)
-            try:
-                self._check_memory(spec)
-            except CloudletError:
-                self._disks.discard(spec.owner)
-                raise
             self._domains[spec.domain_id] = FakeDomain(
                 spec=spec, method=StartMethod.WARM, state=PAUSED, held=True
             )

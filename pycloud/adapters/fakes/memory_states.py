@@ -13,7 +13,7 @@ from pycloud.core.model.catalog import (
     StoredDisk,
 )
 from pycloud.core.ports import Blobs, DomainSpec
-from pycloud.errors import HypervisorError, NotFound, StateUnusable
+from pycloud.errors import NotFound, StateUnusable
 
 _NO_LIMIT = 1 << 62
 _RAM, _DEVICES, _DISK = "ram", "devices", "disk"
@@ -93,12 +93,14 @@ class FakeMemoryStates:
         )
 
     def check_present(self, memory: MemoryState) -> None:
-        """Raise HypervisorError if a part of a memory state is not in the content store."""
-        for ref in (memory.memory, *((memory.devices,) if memory.devices else ())):
+        """Raise StateUnusable if a part of a memory state is not in the content store."""
+        for ref in (memory.memory, memory.devices, memory.disk.blob, memory.disk.backing):
+            if ref is None:
+                continue
             try:
                 self._blobs.open(ref.id).close()
             except NotFound as exc:
-                raise HypervisorError(f"memory {ref.id} is missing") from exc
+                raise StateUnusable(f"{ref.id} of the memory state is missing") from exc
 
     def _disk_content(self, spec: DomainSpec) -> bytes:
         return fake_qcow2(

@@ -55,6 +55,8 @@ class Starter:
         Raises StateUnusable, HypervisorError, InsufficientStorage.
         """
         self._planner.check(spec)
+        if spec.memory is not None:
+            self._require_parts(spec.memory)
         placement = self.place(spec, tag)
         on_phase("disk")
         match spec.memory:
@@ -65,6 +67,16 @@ class Starter:
                 self._clone(spec, spec.memory, placement, on_phase)
             case MemoryState():
                 self._restore(spec, spec.memory, placement, on_phase)
+
+    def _require_parts(self, memory: MemoryState) -> None:
+        """Raise StateUnusable if something of a memory state is missing, its own disk included."""
+        try:
+            self._files.layers(memory.disk)
+            for part in (memory.memory, memory.devices):
+                if part is not None:
+                    self._files.content(part.id)
+        except HypervisorError as exc:
+            raise StateUnusable(f"the memory state is not whole: {exc}") from exc
 
     def place(self, spec: DomainSpec, tag: Tag) -> Placement:
         """Make what a new domain has of its own: disk, tap device, serial log."""
