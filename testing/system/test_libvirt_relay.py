@@ -88,6 +88,23 @@ def test_template_is_reached_by_this_host_alone(open_host):
     open_host.blobs.discard("reached-by")
 
 
+def test_waiting_copy_is_reached_by_nobody_until_it_is_released(open_host):
+    hypervisor = open_host.adapters.hypervisor
+    held, forward = open_host.spec(memory=open_host.template), a_forward()
+    port, address = forward.host_port, preferred_address()
+    hypervisor.start_held(held)
+    hypervisor.release(held.domain_id, (forward,), on_phase=ignore_phase)
+    answer_of(port, address=address)
+
+    hypervisor.hold(held.domain_id)
+
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((address, port), timeout=5)
+    hypervisor.release(held.domain_id, (forward,), on_phase=ignore_phase)
+    assert answer_of(port, address=address)
+    open_host.end(held)
+
+
 # a published address on which another program has the port
 
 

@@ -76,10 +76,11 @@ class LibvirtHypervisor:
         on_phase("resume")
 
     def hold(self, domain_id: DomainId) -> None:
-        """Let a domain that was released wait again; its forwards stay."""
+        """Let a domain that was released wait again; its forwards stay, for this host alone."""
         domain = self._executable(domain_id)
         if domain.tag.role is not Role.HELD:
             raise HypervisorError(f"domain {domain_id} was not made to wait")
+        self._host.relay.withdraw(domain.tag.owner)
         if domain.state == RUNNING:
             self._host.domains.suspend(domain_id)
 

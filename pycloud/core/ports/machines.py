@@ -99,7 +99,8 @@ class Hypervisor(Protocol):
     def hold(self, domain_id: DomainId) -> None:
         """Pause a domain that was released, so that it waits to be released again.
 
-        It keeps its forwards; idempotent. Raises DomainNotFound.
+        It keeps its forwards, which no client can use meanwhile; idempotent. Raises
+        DomainNotFound.
         """
         ...
 
