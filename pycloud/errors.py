@@ -301,6 +301,21 @@ class ServiceNotReady(CloudletError):
         self.timeout_s = timeout_s
 
 
+class AddressUnknown(CloudletError):
+    """Say that a guest on a bridge got no address before the deadline, or none that is seen."""
+
+    code = "address_unknown"
+
+    def __init__(self, *, bridge: str, timeout_s: float) -> None:
+        super().__init__(
+            f"no IPv4 address of the guest was seen on {bridge} within {timeout_s:g} s; there has"
+            " to be a DHCP server on the bridge, and this host needs an address on it in a network"
+            " of at most 1024 addresses"
+        )
+        self.bridge = bridge
+        self.timeout_s = timeout_s
+
+
 class ToolFailed(CloudletError):
     """Say that a helper program (`qemu-img`, say) failed or ran too long."""
 

@@ -42,6 +42,7 @@ ADVICE = {
     "package_refused": "a .csvm is a gzip tar of a disk, maybe a memory state, and service.json",
     "service_not_ready": "see what the guest said: `pycloud instance list --all`, then"
     " `pycloud instance log ID`; is the port right?",
+    "address_unknown": "run `pycloud doctor` on the cloudlet",
     "guest_failed": "see what the guest said: `pycloud instance list --all`, then"
     " `pycloud instance log ID`",
     "hypervisor_error": "run `pycloud doctor` on the cloudlet",

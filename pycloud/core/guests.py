@@ -23,7 +23,7 @@ from pycloud.core.ports import (
     Probe,
     ProbeTarget,
 )
-from pycloud.errors import GuestFailed, ServiceNotReady
+from pycloud.errors import AddressUnknown, GuestFailed
 
 _ADDRESS_POLL_S = 0.1
 _LOOPBACK = "127.0.0.1"
@@ -76,11 +76,12 @@ class Guests:
     def await_answer(self, owner: InstanceId, service: Service, context: StepContext) -> str:
         """Wait for the first answer of the service port; return the clients' address.
 
-        Raises ServiceNotReady, GuestFailed, JobCancelled.
+        Raises ServiceNotReady, AddressUnknown, GuestFailed, JobCancelled.
         """
         domain_id = domain_id_of(owner)
+        begin_s = self.clock.monotonic()
         if self.options.network.is_bridged:
-            public = self._await_address(domain_id, service, context)
+            public = self._await_address(domain_id, context)
             address, port = public, service.port
         else:
             public = self.sensors.published_address()
@@ -91,7 +92,7 @@ class Guests:
             ProbeTarget(
                 address=address, port=port, readiness=service.readiness, domain_id=domain_id
             ),
-            timeout_s=self.options.start_timeout_s,
+            timeout_s=self.options.start_timeout_s - (self.clock.monotonic() - begin_s),
             is_alive=lambda: self._is_alive(domain_id, context),
         )
         return public
@@ -106,7 +107,7 @@ class Guests:
         context.check()
         return self.view.is_alive(domain_id)
 
-    def _await_address(self, domain_id: DomainId, service: Service, context: StepContext) -> str:
+    def _await_address(self, domain_id: DomainId, context: StepContext) -> str:
         deadline = self.clock.monotonic() + self.options.start_timeout_s
         while self.clock.monotonic() < deadline:
             if not self._is_alive(domain_id, context):
@@ -115,4 +116,6 @@ class Guests:
             if address is not None:
                 return address
             self.clock.sleep(_ADDRESS_POLL_S)
-        raise ServiceNotReady(port=service.port, timeout_s=self.options.start_timeout_s)
+        raise AddressUnknown(
+            bridge=self.options.network.bridge, timeout_s=self.options.start_timeout_s
+        )

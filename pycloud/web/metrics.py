@@ -166,7 +166,8 @@ class CloudletMetrics:
         seen: set[InstanceId] = set()
         for instance in self._core.instances.all_instances():
             states[instance.state] += 1
-            if instance.start_method is not None and instance.timeline:
+            # Whatever became of it, a start that has an address was answered.
+            if instance.start_method is not None and instance.address is not None:
                 seen.add(instance.id)
                 if instance.id not in self._counted:
                     last = instance.timeline[-1]

@@ -28,6 +28,7 @@ from pycloud.core.model.runtime import (
 from pycloud.core.templates import Templates
 from pycloud.core.warm_pool import WarmPool
 from pycloud.errors import (
+    AddressUnknown,
     DomainNotFound,
     DuplicateRecord,
     GuestFailed,
@@ -152,17 +153,15 @@ class Starting:
         service = self.catalog.service(instance.service_id)
         try:
             address = self.guests.await_answer(instance.id, service, context)
-        except (ServiceNotReady, GuestFailed):
+        except (ServiceNotReady, AddressUnknown, GuestFailed):
+            context.mark("no_answer")
             self._keep_serial_output(instance)
             raise
         context.mark("answer")
         context.add_result("address", address)
 
     def _publish(self, context: StepContext) -> None:
-        timeline = tuple(
-            Phase(name=name, begin_ms=round(begin, 2), duration_ms=round(duration, 2))
-            for name, begin, duration in context.timeline()
-        )
+        timeline = _timeline(context)
         now = self.records.clock.now()
 
         def publish(found: Instance) -> Instance:
@@ -214,7 +213,11 @@ class Starting:
                 self.records.move(instance.id, InstanceState.STOPPING, by=_SYSTEM)
                 self.records.change(instance.id, stopped, by=_SYSTEM)
             else:
-                self.records.change(instance.id, lambda found: failed(found, failure), by=_SYSTEM)
+                self.records.change(
+                    instance.id,
+                    lambda found: replace(failed(found, failure), timeline=_timeline(context)),
+                    by=_SYSTEM,
+                )
         if not context.job.stage:
             self._let_go(context)
 
@@ -224,6 +227,13 @@ class Starting:
         self.records.change(
             instance.id, lambda found: replace(found, serial_output=text), by=instance.owner
         )
+
+
+def _timeline(context: StepContext) -> tuple[Phase, ...]:
+    return tuple(
+        Phase(name=name, begin_ms=round(begin, 2), duration_ms=round(duration, 2))
+        for name, begin, duration in context.timeline()
+    )
 
 
 def deadlines(instance: Instance, now: datetime) -> Instance:

@@ -94,6 +94,15 @@ def test_start_falls_back_to_a_cold_boot_when_the_state_is_unusable(instant):
     assert (instance.state, instance.start_method) == (InstanceState.RUNNING, StartMethod.COLD)
 
 
+def test_start_falls_back_to_a_cold_boot_when_a_file_of_the_state_is_lost(instant):
+    before = instant.core.catalog.startable(HISTOGRAM)[1].memory
+    instant.blobs.remove(before.memory.id)
+
+    methods = [instant.start(HISTOGRAM).start_method for _ in range(2)]
+
+    assert methods == [StartMethod.COLD, StartMethod.CLONE]
+
+
 def test_unusable_state_is_replaced_by_a_fresh_one_and_only_once_in_a_while(instant):
     before = instant.core.catalog.startable(HISTOGRAM)[1].memory
     instant.hypervisor.make_unusable(before.memory.id)
@@ -182,6 +191,20 @@ def test_failed_start_leaves_nothing(cold, fail, code):
     assert (instance.state, instance.failure.code) == (InstanceState.FAILED, code)
     assert (instance.users, instance.ports) == (0, ())
     assert [left for left in cold.leftovers() if left != "holder another"] == []
+
+
+def test_failed_start_tells_where_its_time_went(cold):
+    cold.probe.answer = Answer.NEVER
+
+    instance = cold.start(HISTOGRAM)
+
+    assert [phase.name for phase in instance.timeline] == [
+        "queue",
+        "reserve",
+        "disk",
+        "domain",
+        "no_answer",
+    ]
 
 
 def test_failed_start_keeps_the_serial_output(cold):

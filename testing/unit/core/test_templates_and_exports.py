@@ -200,7 +200,8 @@ def test_bridged_guest_without_address_fails_at_the_deadline():
 
     instance = composed.start(HISTOGRAM)
 
-    assert (instance.failure.code, composed.leftovers()) == ("service_not_ready", ())
+    assert (instance.failure.code, composed.leftovers()) == ("address_unknown", ())
+    assert "br0" in instance.failure.message
 
 
 def test_package_is_kept_for_a_while_and_can_be_removed(cold):
