@@ -216,7 +216,7 @@ class Settings:
     # who we are
     name: str = _setting("", _NAME, "name that phones remember; empty: the host name")
     fqdn: str = _setting("", _HOSTNAME, "name that clients can resolve to this host; empty: none")
-    publish_address: str = _setting("auto", _ADDRESS, "address told to clients; auto: that of the default route")
+    publish_address: str = _setting("auto", _ADDRESS, "address told to clients; auto: publish_bind or api_host if that is one address, else that of the default route")
     publish_bind: str = _setting("0.0.0.0", _BIND, "address on which ports of Instances listen")
     # the two apps
     api_host: str = _setting("0.0.0.0", _BIND, "address on which the Cloudlet API listens")

@@ -9,9 +9,14 @@ from ipaddress import IPv4Address
 import ifaddr
 import psutil
 
+from pycloud.settings import Settings
+
 LOOPBACK_ADDRESS = "127.0.0.1"
 _BEYOND_THE_GATEWAY = ("198.51.100.1", 9)
 """An address of TEST-NET-2 (RFC 5737), which no interface has; nothing is sent to it."""
+
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104  # compared with, not listened on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,15 @@ def multicast_addresses(names: Sequence[str] = ()) -> tuple[InterfaceAddress, ..
         return tuple(item for item in running if item.interface.partition(":")[0] in names)
     outside = tuple(item for item in running if not item.is_loopback)
     return outside or tuple(running)
+
+
+def settled_address(settings: Settings) -> str | None:
+    """Return the address to tell clients if the settings leave no choice, else None.
+
+    With `auto` that is the one on which we listen, if it is a single one.
+    """
+    told = (settings.publish_address, settings.publish_bind, settings.api_host)
+    return next((address for address in told if address not in {"auto", EVERYWHERE}), None)
 
 
 def default_route_address() -> str | None:

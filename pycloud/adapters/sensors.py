@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from pycloud.adapters.interfaces import preferred_address
+from pycloud.adapters.interfaces import preferred_address, settled_address
 from pycloud.core.model.fleet import CpuInfo, HostMetadata, MemoryInfo
 from pycloud.core.ports import Clock
 from pycloud.settings import Settings
@@ -48,10 +48,8 @@ class PsutilSensors:
             return self._metadata
 
     def published_address(self) -> str:
-        """Return the configured address, or the one that others most likely reach."""
-        if self._settings.publish_address != "auto":
-            return self._settings.publish_address
-        return preferred_address()
+        """Return the address of the settings, or the one that others most likely reach."""
+        return settled_address(self._settings) or preferred_address()
 
     def _measure(self) -> HostMetadata:
         memory = psutil.virtual_memory()

@@ -20,6 +20,7 @@ def test_phone_on_the_same_cable_finds_the_cloudlet_and_lists_its_services(tmp_p
     announced = {
         "discovery": "zeroconf",
         "publish_address": "auto",
+        "publish_bind": "0.0.0.0",
         "api_host": "0.0.0.0",
         "api_port": "9999",
         "data_dir": server.texts["data_dir"],

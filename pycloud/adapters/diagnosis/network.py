@@ -6,11 +6,18 @@ import errno
 import http.client
 import socket
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import psutil
 
-from pycloud.adapters.interfaces import interface_addresses, multicast_addresses, preferred_address
+from pycloud.adapters.interfaces import (
+    EVERYWHERE,
+    interface_addresses,
+    multicast_addresses,
+    preferred_address,
+    settled_address,
+)
 from pycloud.core.model.diagnosis import Finding, Verdict
 from pycloud.settings import Settings
 
@@ -20,7 +27,6 @@ _HEALTHY = b"ok\n"
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _BRIDGES = Path("/sys/class/net")
 _BRIDGE_HELPER_CONFIG = Path("/etc/qemu/bridge.conf")
-_EVERYWHERE = "0.0.0.0"  # noqa: S104  # compared with, not listened on
 
 
 def server_ports(settings: Settings) -> Iterator[Finding]:
@@ -49,7 +55,7 @@ def server_port(name: str, setting: str, host: str, port: int) -> Finding:
             detail=f"nothing can listen on {host}:{port} ({reason})",
             fix=f"set pycloud.{setting} (above 1023) or its host to an address of this machine",
         )
-    if _is_ours("127.0.0.1" if host == _EVERYWHERE else host, port):
+    if _is_ours("127.0.0.1" if host == EVERYWHERE else host, port):
         detail = f"a {name} is running on {port}"
         return Finding(name=title, verdict=Verdict.OK, detail=detail)
     return Finding(
@@ -101,30 +107,63 @@ def port_range(settings: Settings) -> Iterator[Finding]:
 
 
 def address(settings: Settings) -> Iterator[Finding]:
-    """Say at which address clients look for us."""
-    known = {item.address for item in interface_addresses()}
-    if settings.publish_address != "auto":
-        if settings.publish_address in known:
-            detail = f"clients are told {settings.publish_address}"
-            yield Finding(name="address", verdict=Verdict.OK, detail=detail)
-        else:
-            yield Finding(
-                name="address",
-                verdict=Verdict.WARN,
-                detail=f"clients are told {settings.publish_address}, which no interface here has",
-                fix="set pycloud.publish_address = auto, unless a router forwards that address",
-            )
-        return
-    chosen = preferred_address()
-    if any(item.is_loopback for item in interface_addresses() if item.address == chosen):
+    """Say at which address clients look for us, and whether we listen there."""
+    settled = settled_address(settings)
+    told = settled or preferred_address()
+    problems = tuple(_where_nobody_listens(settings, told))
+    if problems:
+        yield from problems
+    elif not _is_here(told):
+        yield Finding(
+            name="address",
+            verdict=Verdict.WARN,
+            detail=f"clients are told {told}, which no interface here has",
+            fix="set pycloud.publish_address = auto, unless a router forwards that address",
+        )
+    elif not IPv4Address(told).is_loopback:
+        yield Finding(name="address", verdict=Verdict.OK, detail=f"clients are told {told}")
+    elif settled is None:
         yield Finding(
             name="address",
             verdict=Verdict.WARN,
             detail="only this machine itself can reach the cloudlet: no network is up",
             fix="ip -brief address   # connect to the network that the devices are on",
         )
-        return
-    yield Finding(name="address", verdict=Verdict.OK, detail=f"clients are told {chosen}")
+    else:
+        yield Finding(
+            name="address",
+            verdict=Verdict.WARN,
+            detail=f"clients are told {told}, at which only this machine itself can reach us",
+            fix="set pycloud.publish_address = auto, and pycloud.publish_bind and"
+            f" pycloud.api_host = {EVERYWHERE}",
+        )
+
+
+def _where_nobody_listens(settings: Settings, told: str) -> Iterator[Finding]:
+    places = (
+        ("publish_bind", settings.publish_bind, "the ports of instances"),
+        ("api_host", settings.api_host, "the Cloudlet API"),
+    )
+    for setting, bind, what in places:
+        if bind == EVERYWHERE:
+            continue
+        if not _is_here(bind):
+            yield Finding(
+                name="address",
+                verdict=Verdict.FAIL,
+                detail=f"{what} cannot be reached at {bind}, which no interface here has",
+                fix=f"set pycloud.{setting} = {EVERYWHERE}   # or see: ip -brief address",
+            )
+        elif bind != told and _is_here(told):  # Elsewhere, a router may forward it to us.
+            is_chosen = settings.publish_address != "auto"
+            yield Finding(
+                name="address",
+                verdict=Verdict.FAIL,
+                detail=f"clients are told {told}, but {what} can be reached at {bind} alone",
+                fix="set pycloud.publish_address = auto"
+                if is_chosen
+                else f"set pycloud.{setting} = {EVERYWHERE}",
+            )
 
 
 def bridge(settings: Settings) -> Iterator[Finding]:
@@ -207,6 +246,12 @@ def _announcer(settings: Settings, interfaces: str) -> Finding:
 
 
 # -- looking ---------------------------------------------------------------------------
+
+
+def _is_here(address: str) -> bool:
+    """Return whether a socket of this machine can have this address."""
+    known = {item.address for item in interface_addresses()}
+    return address in known or IPv4Address(address).is_loopback
 
 
 def _bind_problem(kind: socket.SocketKind, host: str, port: int) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pycloud.adapters.discovery.avahi import AvahiDiscovery, run_avahi_browse
 from pycloud.adapters.discovery.finder import find_by_avahi, find_by_zeroconf
 from pycloud.adapters.discovery.zeroconf_discovery import Intervals, Reach, ZeroconfDiscovery
-from pycloud.adapters.interfaces import multicast_addresses
+from pycloud.adapters.interfaces import multicast_addresses, settled_address
 from pycloud.core.model.fleet import Cloudlet, Peer
 from pycloud.core.ports import Clock, Discovery
 from pycloud.settings import Settings
@@ -63,9 +63,7 @@ def discovery_for(settings: Settings, cloudlet: Cloudlet, clock: Clock) -> Disco
         identity=identity_of(settings, cloudlet),
         reach=Reach(
             addresses=lambda: multicast_addresses(names),
-            published_address=(
-                None if settings.publish_address == "auto" else settings.publish_address
-            ),
+            published_address=settled_address(settings),
             none_of=f"none of the interfaces {', '.join(names)}" if names else "no interface",
         ),
     )

@@ -165,6 +165,22 @@ def test_published_address_is_the_configured_one_when_there_is_one(clock):
 
 
 @pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ({"publish_bind": "192.0.2.5"}, "192.0.2.5"),
+        ({"api_host": "192.0.2.6"}, "192.0.2.6"),
+        ({"publish_bind": "192.0.2.5", "api_host": "192.0.2.6"}, "192.0.2.5"),
+        ({"publish_address": "192.0.2.99", "publish_bind": "192.0.2.5"}, "192.0.2.99"),
+        ({}, "192.0.2.1"),
+    ],
+)
+def test_published_address_is_one_on_which_we_listen(monkeypatch, clock, texts, expected):
+    monkeypatch.setattr(sensors, "preferred_address", lambda: "192.0.2.1")
+
+    assert PsutilSensors(replace(Settings(), **texts), clock).published_address() == expected
+
+
+@pytest.mark.parametrize(
     ("routed", "known", "expected"),
     [
         ("198.51.100.7", [LOOPBACK, CABLE, RADIO], "198.51.100.7"),

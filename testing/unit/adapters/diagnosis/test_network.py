@@ -9,7 +9,7 @@ import pytest
 from pycloud.adapters.diagnosis import network
 from pycloud.adapters.interfaces import InterfaceAddress
 from pycloud.core.model.diagnosis import Finding, Verdict
-from pycloud.settings import Settings
+from pycloud.settings import Settings, from_mapping
 
 ETHERNET = InterfaceAddress(interface="eth0", address="192.0.2.2", prefix_length=24)
 LOOPBACK = InterfaceAddress(interface="lo", address="127.0.0.1", prefix_length=8)
@@ -92,6 +92,54 @@ def test_address_is_judged(
     monkeypatch.setattr(network, "preferred_address", lambda: chosen)
 
     assert only(network.address, Settings(publish_address=published)).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("texts", "verdict", "told"),
+    [
+        ({"publish_bind": "192.0.2.2"}, Verdict.OK, "clients are told 192.0.2.2"),
+        ({"api_host": "192.0.2.2"}, Verdict.OK, "clients are told 192.0.2.2"),
+        ({"publish_address": "192.0.2.2", "publish_bind": "192.0.2.2"}, Verdict.OK, ""),
+        ({"publish_address": "203.0.113.5", "publish_bind": "192.0.2.2"}, Verdict.WARN, "no inter"),
+        ({"publish_bind": "127.0.0.2"}, Verdict.WARN, "only this machine"),
+        ({"api_host": "127.0.0.1"}, Verdict.WARN, "only this machine"),
+        ({"publish_bind": "192.0.2.66"}, Verdict.FAIL, "ports of instances"),
+        ({"api_host": "192.0.2.66"}, Verdict.FAIL, "Cloudlet API"),
+        ({"publish_address": "127.0.0.1", "publish_bind": "192.0.2.2"}, Verdict.FAIL, "alone"),
+        ({"publish_address": "192.0.2.2", "api_host": "127.0.0.1"}, Verdict.FAIL, "alone"),
+        ({"publish_bind": "192.0.2.2", "api_host": "127.0.0.1"}, Verdict.FAIL, "alone"),
+    ],
+)
+def test_address_has_to_be_one_on_which_we_listen(
+    texts: dict[str, str], verdict: Verdict, told: str
+) -> None:
+    found = only(network.address, from_mapping(named(texts)).settings)
+
+    assert found.verdict is verdict
+    assert told in found.detail
+    assert bool(found.fix) is (verdict is not Verdict.OK)
+
+
+def named(texts: dict[str, str]) -> dict[str, str]:
+    return {f"pycloud.{name}": text for name, text in texts.items()}
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"publish_bind": "192.0.2.66"},
+        {"api_host": "192.0.2.66"},
+        {"publish_address": "127.0.0.1", "publish_bind": "192.0.2.2"},
+        {"publish_bind": "192.0.2.2", "api_host": "127.0.0.1"},
+    ],
+)
+def test_address_is_fine_when_the_fix_was_followed(texts: dict[str, str]) -> None:
+    fix = only(network.address, from_mapping(named(texts)).settings).fix
+    setting, value = fix.partition("#")[0].removeprefix("set ").strip().split(" = ")
+
+    assert only(
+        network.address, from_mapping(named(texts) | {setting: value}).settings
+    ).verdict is (Verdict.OK)
 
 
 def test_bridge_is_not_looked_at_unless_it_is_wanted() -> None:
