@@ -67,7 +67,7 @@ names_a_path() {
 }
 
 run_checks() {
-    check "shell lint" shellcheck scripts/*.sh .ci/run
+    check "shell lint" shellcheck scripts/*.sh discovery/*.sh .ci/run
     check "lint" "$BIN/ruff" check --quiet .
     check "format" "$BIN/ruff" format --check --quiet .
     check "types" "$BIN/mypy"

@@ -4,6 +4,7 @@
 import contextlib
 import errno
 import http.client
+import os
 import socket
 from collections.abc import Iterator
 from ipaddress import IPv4Address
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from pycloud.adapters.discovery.avahi_file import LEGACY_FILE, MODERN_FILE
 from pycloud.adapters.interfaces import (
     EVERYWHERE,
     interface_addresses,
@@ -218,15 +220,7 @@ def discovery(settings: Settings) -> Iterator[Finding]:
 def _announcer(settings: Settings, interfaces: str) -> Finding:
     avahi = _avahi_runs()
     if settings.discovery == "avahi":
-        if avahi:
-            detail = f"avahi-daemon announces us on {interfaces}"
-            return Finding(name="discovery", verdict=Verdict.OK, detail=detail)
-        return Finding(
-            name="discovery",
-            verdict=Verdict.FAIL,
-            detail="pycloud.discovery = avahi, but avahi-daemon does not run",
-            fix="sudo systemctl enable --now avahi-daemon   # or set pycloud.discovery = zeroconf",
-        )
+        return _avahi_announcer(settings, interfaces) if avahi else _AVAHI_IS_DOWN
     if _bind_problem(socket.SOCK_DGRAM, "", MDNS_PORT) is not None:
         owner = "avahi-daemon" if avahi else "another program"
         return Finding(
@@ -243,6 +237,35 @@ def _announcer(settings: Settings, interfaces: str) -> Finding:
         verdict=Verdict.OK,
         detail=f"UDP port {MDNS_PORT} can be used on {interfaces}{shared}",
     )
+
+
+_AVAHI_IS_DOWN = Finding(
+    name="discovery",
+    verdict=Verdict.FAIL,
+    detail="pycloud.discovery = avahi, but avahi-daemon does not run",
+    fix="sudo systemctl enable --now avahi-daemon   # or set pycloud.discovery = zeroconf",
+)
+
+
+def _avahi_announcer(settings: Settings, interfaces: str) -> Finding:
+    name = f" --name={settings.name}" if settings.name else ""
+    fix = f'sudo discovery/install.sh --owner="$USER" --port={settings.api_port}{name}'
+    if not LEGACY_FILE.exists():
+        return Finding(
+            name="discovery",
+            verdict=Verdict.FAIL,
+            detail=f"avahi-daemon does not announce us: {LEGACY_FILE} is missing",
+            fix=fix,
+        )
+    if not os.access(MODERN_FILE, os.W_OK):
+        return Finding(
+            name="discovery",
+            verdict=Verdict.WARN,
+            detail=f"{MODERN_FILE} cannot be written; newer clients learn nothing of our services",
+            fix=fix,
+        )
+    detail = f"avahi-daemon announces us on {interfaces}"
+    return Finding(name="discovery", verdict=Verdict.OK, detail=detail)
 
 
 # -- looking ---------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pycloud.adapters.discovery.avahi import AvahiDiscovery, run_avahi_browse
+from pycloud.adapters.discovery.avahi_file import AvahiFile
 from pycloud.adapters.discovery.finder import find_by_avahi, find_by_zeroconf
 from pycloud.adapters.discovery.zeroconf_discovery import Intervals, Reach, ZeroconfDiscovery
 from pycloud.adapters.interfaces import multicast_addresses, settled_address
@@ -16,6 +17,7 @@ from pycloud.settings import Settings
 
 __all__ = [
     "AvahiDiscovery",
+    "AvahiFile",
     "Intervals",
     "NoDiscovery",
     "Reach",
@@ -55,7 +57,8 @@ def discovery_for(settings: Settings, cloudlet: Cloudlet, clock: Clock) -> Disco
     if settings.discovery == "off":
         return NoDiscovery()
     if settings.discovery == "avahi":
-        return AvahiDiscovery(cloudlet, clock)
+        file = AvahiFile(cloudlet, clock, identity=identity_of(settings, cloudlet))
+        return AvahiDiscovery(cloudlet, clock, file=file)
     names = settings.discovery_interfaces
     return ZeroconfDiscovery(
         cloudlet,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Discovery on hosts where avahi-daemon owns UDP port 5353.
 
-avahi-daemon announces us from a file that `discovery/install.sh` puts into its
-directory; this module only runs `avahi-browse`, to see others and to check that we
-are seen. The file is static, so the load is not announced.
+avahi-daemon announces us from two files that `discovery/install.sh` puts into its
+directory; `avahi_file` keeps the second one up to date. This module runs `avahi-browse`,
+to see others and to check that we are seen.
 """
 
 import logging
@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from pycloud.adapters.discovery.announcement import LEGACY_TYPE, MODERN_TYPE, Sighting
+from pycloud.adapters.discovery.avahi_file import AvahiFile
 from pycloud.adapters.discovery.peer_table import PeerTable
 from pycloud.adapters.interfaces import interface_addresses
 from pycloud.core.model.fleet import Cloudlet, Peer
@@ -40,18 +41,19 @@ class AvahiDiscovery:
         cloudlet: Cloudlet,
         clock: Clock,
         *,
+        file: AvahiFile,
         browse: Browse | None = None,
-        interval_s: float = _INTERVAL_S,
     ) -> None:
         self._cloudlet = cloudlet
         self._browse = browse or run_avahi_browse
-        self._interval_s = interval_s
+        self._file = file
         self._clock = clock
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._peers: tuple[Peer, ...] = ()
         self._problem: str | None = None
+        self._file_problem: str | None = None
 
     def start(self) -> None:
         """Begin to look around in the background."""
@@ -64,7 +66,13 @@ class AvahiDiscovery:
             self._thread.start()
 
     def update_load(self, *, load_percent: int, services: Sequence[str]) -> None:
-        """Do nothing: avahi-daemon announces what stands in its file."""
+        """Note what to announce; a later call makes up for one that came too soon."""
+        with self._lock:
+            problem = self._file.tell(load_percent=load_percent, services=tuple(services))
+            is_new = problem not in {None, self._file_problem}
+            self._file_problem = problem
+        if is_new:
+            log.warning("discovery.problem", extra={"problem": problem})
 
     def peers(self) -> tuple[Peer, ...]:
         """Return the other cloudlets seen in the last round."""
@@ -72,9 +80,9 @@ class AvahiDiscovery:
             return self._peers
 
     def problem(self) -> str | None:
-        """Return why avahi-daemon does not announce us, None if it does."""
+        """Return why avahi-daemon does not announce us as it should, None if it does."""
         with self._lock:
-            return self._problem
+            return self._problem or self._file_problem
 
     def stop(self) -> None:
         """Stop to look around; avahi-daemon goes on to announce us. Idempotent."""
@@ -84,7 +92,7 @@ class AvahiDiscovery:
         if thread is not None:
             thread.join(timeout=3 * _BROWSE_TIMEOUT_S)
         with self._lock:
-            self._peers, self._problem = (), None
+            self._peers, self._problem, self._file_problem = (), None, None
 
     def look(self) -> None:
         """Ask avahi-daemon once, now."""
@@ -110,7 +118,7 @@ class AvahiDiscovery:
     def _keep(self) -> None:
         while not self._stopping.is_set():
             self.look()
-            self._stopping.wait(self._interval_s)
+            self._stopping.wait(_INTERVAL_S)
 
     def _what_is_wrong(self, ours: Sequence[Sighting], peers: Sequence[Peer]) -> str | None:
         if any(seen.service_type == LEGACY_TYPE for seen in ours):

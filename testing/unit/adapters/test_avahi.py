@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading `avahi-browse`, the service file for avahi-daemon, and the choice among discoveries."""
 
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,16 @@ import pytest
 
 from pycloud.adapters.discovery import (
     AvahiDiscovery,
+    AvahiFile,
     NoDiscovery,
     ZeroconfDiscovery,
     avahi,
     discovery_for,
     identity_of,
 )
-from pycloud.adapters.discovery.announcement import txt_strings
+from pycloud.adapters.discovery.announcement import Announcement, modern_txt, txt_strings
 from pycloud.adapters.discovery.avahi import parse_avahi_browse, run_avahi_browse
+from pycloud.adapters.discovery.avahi_file import LEGACY_FILE, MODERN_FILE
 from pycloud.adapters.discovery.finder import find_by_avahi
 from pycloud.adapters.fakes import FakeClock
 from pycloud.adapters.interfaces import InterfaceAddress
@@ -51,8 +54,12 @@ def prints(legacy=LEGACY, modern=MODERN):
     return lambda service_type: legacy if service_type == "_cloudlet._tcp" else modern
 
 
+def avahi_file(path=Path("/nonexistent/pycloud-facts.service"), *, clock=None) -> AvahiFile:
+    return AvahiFile(OURS, clock or FakeClock(), identity="its-me", path=path)
+
+
 def looked(browse, *, cloudlet=OURS) -> AvahiDiscovery:
-    discovery = AvahiDiscovery(cloudlet, FakeClock(), browse=browse)
+    discovery = AvahiDiscovery(cloudlet, FakeClock(), file=avahi_file(), browse=browse)
     discovery.look()
     return discovery
 
@@ -164,19 +171,106 @@ def install(*arguments):
     )
 
 
-def test_service_file_announces_both_types_when_installed(tmp_path):
-    result = install("--name", "box-1", "--port", "9990", "--directory", str(tmp_path))
+def announced_by(path):
+    """Return the name, and the type, port and strings of each service, in a service file."""
+    group = ET.parse(path).getroot()
+    services = [
+        (
+            service.findtext("type"),
+            service.findtext("port"),
+            [record.text for record in service.findall("txt-record")],
+        )
+        for service in group.findall("service")
+    ]
+    return group.findtext("name"), services
+
+
+def test_service_files_announce_both_types_when_installed_and_told(tmp_path):
+    result = install("--name", "box", "--port", "9999", "--directory", str(tmp_path))
 
     assert result.returncode == 0, result.stderr
-    (written,) = tmp_path.iterdir()
-    group = ET.parse(written).getroot()
-    first, second = group.findall("service")
-    assert group.findtext("name") == "box-1"
-    assert first.findtext("type") == "_cloudlet._tcp"
-    assert [record.text for record in first.findall("txt-record")] == ["encryption=disabled"]
-    assert second.findtext("type") == "_pycloud._tcp"
-    assert {service.findtext("port") for service in (first, second)} == {"9990"}
-    assert written.stat().st_mode & 0o777 == 0o644
+    second, first = sorted(tmp_path.iterdir())
+    assert first.name == LEGACY_FILE.name
+    legacy = ("_cloudlet._tcp", "9999", ["encryption=disabled"])
+    assert announced_by(first) == ("box", [legacy])
+    assert second.name == MODERN_FILE.name
+    assert announced_by(second) == ("box", [])
+    assert avahi_file(second).tell(load_percent=44, services=("speech", "faces")) is None
+    modern = ["txtvers=1", "api=2", "tls=0", "id=its-me", "load=40", "version=1", "s=speech,faces"]
+    assert announced_by(second) == ("box", [("_pycloud._tcp", "9999", modern)])
+    assert {path.stat().st_mode & 0o777 for path in (first, second)} == {0o644}
+
+
+def test_service_file_has_the_strings_of_the_other_variant_when_it_is_full(tmp_path):
+    path = tmp_path / "facts.service"
+    path.touch()
+    services = tuple(f"service-{number:0>40}" for number in range(64))
+
+    avahi_file(path).tell(load_percent=100, services=services)
+
+    told = Announcement(identity="its-me", version="1", load_percent=100, services=services)
+    strings = [string.decode() for string in txt_strings(modern_txt(told))]
+    assert announced_by(path)[1][0][2] == strings
+    assert path.stat().st_size == 4096
+
+
+def test_service_file_is_rewritten_once_a_minute_at_most(tmp_path):
+    path, clock = tmp_path / "facts.service", FakeClock()
+    path.touch()
+    file = avahi_file(path, clock=clock)
+    file.tell(load_percent=0, services=())
+    first = path.read_bytes()
+
+    clock.advance(59)
+    file.tell(load_percent=90, services=("speech",))
+    too_soon = path.read_bytes()
+    clock.advance(1)
+    file.tell(load_percent=80, services=("speech",))
+
+    assert too_soon == first
+    assert "load=80" in announced_by(path)[1][0][2]
+
+
+def test_service_file_is_left_alone_when_the_load_only_wavers(tmp_path):
+    path, clock = tmp_path / "facts.service", FakeClock()
+    path.touch()
+    file = avahi_file(path, clock=clock)
+    file.tell(load_percent=41, services=())
+    os.utime(path, ns=(0, 0))
+
+    clock.advance(600)
+    file.tell(load_percent=38, services=())
+
+    assert path.stat().st_mtime_ns == 0
+
+
+def test_owner_is_named_when_the_service_file_cannot_be_written():
+    discovery = looked(prints())
+
+    discovery.update_load(load_percent=0, services=["speech"])
+
+    assert "discovery/install.sh with --owner" in discovery.problem()
+
+
+def test_service_file_is_written_by_the_discovery_when_it_is_told(tmp_path):
+    path = tmp_path / "facts.service"
+    path.touch()
+    discovery = AvahiDiscovery(OURS, FakeClock(), file=avahi_file(path), browse=prints())
+    discovery.look()
+
+    discovery.update_load(load_percent=0, services=["speech"])
+
+    assert discovery.problem() is None
+    assert "s=speech" in announced_by(path)[1][0][2]
+
+
+def test_link_in_place_of_the_service_file_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    path = tmp_path / "facts.service"
+    path.symlink_to(tmp_path / "precious")
+
+    assert avahi_file(path).tell(load_percent=0, services=()) is not None
+    assert (tmp_path / "precious").read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +284,7 @@ def test_service_file_announces_both_types_when_installed(tmp_path):
         ["--port", "0"],
         ["--port", "65536"],
         ["--port", "x"],
+        ["--owner", "no-such-user"],
         ["--port"],
         ["--nonsense"],
     ],
@@ -202,7 +297,7 @@ def test_service_file_is_not_written_when_an_argument_is_wrong(tmp_path, argumen
     assert list(tmp_path.iterdir()) == []
 
 
-def test_service_file_is_gone_when_removed(tmp_path):
+def test_service_files_are_gone_when_removed(tmp_path):
     install("--name", "box", "--directory", str(tmp_path))
 
     result = install("--remove", "--directory", str(tmp_path))

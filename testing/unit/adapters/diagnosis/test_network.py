@@ -31,6 +31,9 @@ def quiet_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(network, "multicast_addresses", lambda _names: (ETHERNET,))
     monkeypatch.setattr(network, "preferred_address", lambda: ETHERNET.address)
     monkeypatch.setattr(network, "_BRIDGES", tmp_path)
+    for name in ("LEGACY_FILE", "MODERN_FILE"):
+        (tmp_path / name).touch()
+        monkeypatch.setattr(network, name, tmp_path / name)
     monkeypatch.setattr(network, "_BRIDGE_HELPER_CONFIG", tmp_path / "bridge.conf")
 
 
@@ -184,6 +187,21 @@ def test_discovery_is_judged(
     monkeypatch.setattr(network, "_bind_problem", lambda *_: problem)
 
     assert only(network.discovery, Settings(discovery=way)).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("missing", "verdict"), [("LEGACY_FILE", Verdict.FAIL), ("MODERN_FILE", Verdict.WARN)]
+)
+def test_service_files_have_to_be_there_for_avahi_to_announce_us(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str, verdict: Verdict
+) -> None:
+    monkeypatch.setattr(network, "_avahi_runs", lambda: True)
+    (tmp_path / missing).unlink()
+
+    found = only(network.discovery, Settings(discovery="avahi", name="box"))
+
+    assert found.verdict is verdict
+    assert found.fix == 'sudo discovery/install.sh --owner="$USER" --port=9999 --name=box'
 
 
 @pytest.mark.parametrize("usable", [(), (LOOPBACK,)])
