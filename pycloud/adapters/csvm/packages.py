@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from pycloud.adapters.blobs import data_runs, write_all
+from pycloud.adapters.blobs import data_runs, sync_directory, write_all
 from pycloud.adapters.csvm import tar
 from pycloud.adapters.csvm.description import (
     SIZE_LIMIT_BYTES,
@@ -52,8 +52,8 @@ class CsvmPackages:
     def unpack(self, area: str, name: str, *, report: Report | None = None) -> UnpackedPackage:
         """Copy the members of a staged package beside it.
 
-        Progress is in bytes of the package. After an error nothing but the package is
-        left. Raises PackageRefused, QuotaExceeded, InsufficientStorage, NotFound.
+        Progress is in bytes of the package. Durable on return; after an error nothing but
+        the package is left. Raises PackageRefused, QuotaExceeded, InsufficientStorage, NotFound.
         """
         source = self._data.area_path(area) / checked_id(name, pointer="name")
         targets = {key: self._data.staged_path(area, staged) for key, staged in _UNPACKED.items()}
@@ -67,6 +67,8 @@ class CsvmPackages:
                 )
                 unpacking.run()
             description = unpacking.checked_description()
+            with disk_errors("what was unpacked cannot be made durable"):
+                sync_directory(source.parent)
             undo.pop_all()
         return UnpackedPackage(
             draft=description.draft,
@@ -219,6 +221,7 @@ class _Unpacking:
             fd = os.open(self.targets[kind], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 self._copy(fd, member.size_bytes)
+                os.fsync(fd)
             finally:
                 os.close(fd)
 

@@ -153,7 +153,7 @@ class Packages(Protocol):
     def unpack(self, area: str, name: str, *, report: Report | None = None) -> UnpackedPackage:
         """Copy the members of a staged package, by exact name and with caps, beside it.
 
-        Raises PackageRefused, QuotaExceeded, InsufficientStorage.
+        Durable on return. Raises PackageRefused, QuotaExceeded, InsufficientStorage.
         """
         ...
 

@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,28 @@ def pack(data, packages, *, draft=FULL_DRAFT, disk=DISK, state=STATE, report=Non
     content = UnpackedPackage(draft=draft, disk="disk", state="state" if state else None)
     packages.pack(AREA, "package", content=content, report=report)
     return staged(data, "package")
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """The names of what was made durable, and how large it was then."""
+    sizes = {}
+
+    def note(descriptor):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        sizes[path.name] = path.stat().st_size if path.is_file() else 0
+
+    monkeypatch.setattr(os, "fsync", note)
+    return sizes
+
+
+def test_unpacked_members_are_durable_together_with_their_names(data, packages, synced):
+    stage(data, old_package())
+
+    unpacked = packages.unpack(AREA, "package")
+
+    assert synced == {unpacked.disk: len(DISK), unpacked.state: len(STATE), AREA: 0}
+    assert list(synced)[-1] == AREA
 
 
 # -- old packages come in -----------------------------------------------------------------
