@@ -7,7 +7,7 @@ stopped; one that fails keeps the upload, so that it can be tried again.
 
 import itertools
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pycloud.core.catalog import Catalog
 from pycloud.core.drafts import draft_from_text, draft_to_text
@@ -182,10 +182,9 @@ class Intake:
     def _unpack(self, context: StepContext) -> None:
         arguments = context.job.arguments
         upload_id = arguments["upload_id"]
-        unpacked = self.packages.unpack(upload_id, CONTENT, report=context.report)
+        given = ServiceId(arguments["service_id"]) if arguments["service_id"] else None
+        unpacked = self.packages.unpack(upload_id, CONTENT, service_id=given, report=context.report)
         draft = unpacked.draft
-        if arguments["service_id"]:
-            draft = replace(draft, id=ServiceId(arguments["service_id"]))
         self.catalog.check_draft(draft)
         facts = self.images.inspect(upload_id, unpacked.disk)
         context.add_result("draft", draft_to_text(draft))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every package format does, `.csvm` and its twin in memory alike."""
 
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -52,11 +53,11 @@ class Bench:
         with self.blobs.open_staged("area", name) as stream:
             return stream.read()
 
-    def pack(self, *, state=b"the state", report=None):
+    def pack(self, *, draft=DRAFT, state=b"the state", report=None):
         self.stage(b"the disk", "disk")
         if state is not None:
             self.stage(state, "state")
-        content = UnpackedPackage(draft=DRAFT, disk="disk", state="state" if state else None)
+        content = UnpackedPackage(draft=draft, disk="disk", state="state" if state else None)
         self.packages.pack("area", "package", content=content, report=report)
 
 
@@ -90,6 +91,24 @@ def test_unpack_keeps_the_package(bench):
     bench.packages.unpack("area", "package")
 
     assert bench.staged("package") == before
+
+
+def test_unpack_takes_the_id_that_is_given(bench):
+    bench.pack()
+
+    unpacked = bench.packages.unpack("area", "package", service_id=ServiceId("mine"))
+
+    assert unpacked.draft == replace(DRAFT, id=ServiceId("mine"))
+
+
+def test_unpack_refuses_an_id_that_is_not_allowed_here_unless_another_is_given(bench):
+    bench.pack(draft=replace(DRAFT, id=ServiceId("my service")))
+
+    with pytest.raises(PackageRefused):
+        bench.packages.unpack("area", "package")
+    unpacked = bench.packages.unpack("area", "package", service_id=ServiceId("mine"))
+
+    assert unpacked.draft.id == "mine"
 
 
 @pytest.mark.parametrize("content", [b"", b"anything else\n"])

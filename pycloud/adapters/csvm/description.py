@@ -41,8 +41,11 @@ class Description:
     state_name: str | None
 
 
-def parse_description(content: bytes) -> Description:
-    """Read `service.json` of an old or a new cloudlet. Raises PackageRefused."""
+def parse_description(content: bytes, *, service_id: ServiceId | None = None) -> Description:
+    """Read `service.json` of an old or a new cloudlet. Raises PackageRefused.
+
+    `service_id` stands in for the one in it, which old cloudlets did not check.
+    """
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as exc:
@@ -54,7 +57,7 @@ def parse_description(content: bytes) -> Description:
     if not disk_name:
         raise refused("description", "has a service.json that names no disk_image")
     return Description(
-        draft=_draft(document),
+        draft=_draft(document, service_id or _service_id(document)),
         disk_name=disk_name,
         state_name=_text(image, "state_image", default="") or None,
     )
@@ -89,7 +92,7 @@ def format_description(description: Description) -> bytes:
     return json.dumps(document, indent=2).encode("ascii") + b"\n"
 
 
-def _draft(document: Mapping[str, object]) -> ServiceDraft:
+def _draft(document: Mapping[str, object], service_id: ServiceId) -> ServiceDraft:
     ours = _object(document, _EXTENSION_KEY)
     defaults = ServiceDraft(id=ServiceId("defaults"), port=1)
     memory = (_MIN_MEMORY_MIB, _MAX_MEMORY_MIB)
@@ -104,7 +107,7 @@ def _draft(document: Mapping[str, object]) -> ServiceDraft:
     if port is None:
         raise refused("description", "has a service.json without a port")
     return ServiceDraft(
-        id=_service_id(document),
+        id=service_id,
         version=_text(document, "version", default=defaults.version) or defaults.version,
         description=_text(document, "description", default=""),
         tags=_tags(document.get("tags")),
@@ -126,7 +129,9 @@ def _service_id(document: Mapping[str, object]) -> ServiceId:
         return ServiceId(checked_id(_text(document, "service_id", default="")))
     except InvalidInput as exc:
         raise refused(
-            "description", f"has a service_id that cannot be used here: {exc.message}"
+            "description",
+            f"has a service_id that cannot be used here: {exc.message};"
+            " give it another one (service_id, or --id on the command line)",
         ) from exc
 
 

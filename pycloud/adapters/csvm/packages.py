@@ -24,7 +24,7 @@ from pycloud.adapters.csvm.description import (
 from pycloud.adapters.csvm.gzip_stream import PIECE_BYTES, BoundedGzipReader, ParallelGzipWriter
 from pycloud.adapters.data_directory import DataDirectory
 from pycloud.adapters.disk_errors import disk_errors
-from pycloud.core.model.identifiers import checked_id
+from pycloud.core.model.identifiers import ServiceId, checked_id
 from pycloud.core.ports import Report, UnpackedPackage
 from pycloud.errors import NotFound, QuotaExceeded, StoreError
 from pycloud.settings import Settings
@@ -49,7 +49,14 @@ class CsvmPackages:
         self._data = data
         self._limit_bytes = settings.max_image_gib * _GIB
 
-    def unpack(self, area: str, name: str, *, report: Report | None = None) -> UnpackedPackage:
+    def unpack(
+        self,
+        area: str,
+        name: str,
+        *,
+        service_id: ServiceId | None = None,
+        report: Report | None = None,
+    ) -> UnpackedPackage:
         """Copy the members of a staged package beside it.
 
         Progress is in bytes of the package. Durable on return; after an error nothing but
@@ -66,7 +73,7 @@ class CsvmPackages:
                     source=_Source(stream, report), targets=targets, limit_bytes=self._limit_bytes
                 )
                 unpacking.run()
-            description = unpacking.checked_description()
+            description = unpacking.checked_description(service_id)
             with disk_errors("what was unpacked cannot be made durable"):
                 sync_directory(source.parent)
             undo.pop_all()
@@ -184,11 +191,11 @@ class _Unpacking:
             self.source.read(member.padding_bytes)
         self.source.finish()
 
-    def checked_description(self) -> Description:
+    def checked_description(self, service_id: ServiceId | None) -> Description:
         """Return the description, if it fits the members."""
         if self.description is None:
             raise tar.refused("description", "has no service.json")
-        description = parse_description(self.description)
+        description = parse_description(self.description, service_id=service_id)
         found = (self.names.get(_DISK_SUFFIX), self.names.get(_STATE_SUFFIX))
         named = (description.disk_name, description.state_name)
         if found != named:

@@ -7,8 +7,9 @@ from io import BytesIO
 from typing import Any
 
 from pycloud.core.model.catalog import OsType, Readiness, ServiceDraft
+from pycloud.core.model.identifiers import ServiceId, checked_id
 from pycloud.core.ports import Blobs, Report, UnpackedPackage
-from pycloud.errors import PackageRefused
+from pycloud.errors import InvalidInput, PackageRefused
 
 _NO_LIMIT = 1 << 62
 DISK_NAME = "unpacked-disk"
@@ -28,10 +29,17 @@ class FakePackages:
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
 
-    def unpack(self, area: str, name: str, *, report: Report | None = None) -> UnpackedPackage:
+    def unpack(
+        self,
+        area: str,
+        name: str,
+        *,
+        service_id: ServiceId | None = None,
+        report: Report | None = None,
+    ) -> UnpackedPackage:
         """Copy disk and state of a staged package beside it."""
         with self._blobs.open_staged(area, name) as stream:
-            manifest = _parse_manifest(stream.readline())
+            manifest = _parse_manifest(stream.readline(), service_id)
             disk = stream.read(manifest.disk_bytes)
             state = stream.read()
         if len(disk) != manifest.disk_bytes or len(state) != (manifest.state_bytes or 0):
@@ -73,13 +81,14 @@ class FakePackages:
         self._blobs.append(area, name, BytesIO(content), offset_bytes=0, limit_bytes=_NO_LIMIT)
 
 
-def _parse_manifest(line: bytes) -> _Manifest:
+def _parse_manifest(line: bytes, service_id: ServiceId | None) -> _Manifest:
     try:
         document: dict[str, Any] = json.loads(line)  # Any: JSON has no type yet
         fields: dict[str, Any] = document["service"]  # Any: as above
         draft = ServiceDraft(
             **fields
             | {
+                "id": service_id or checked_id(fields["id"]),
                 "tags": tuple(fields["tags"]),
                 "os_type": OsType(fields["os_type"]),
                 "readiness": Readiness(fields["readiness"]),
@@ -90,5 +99,5 @@ def _parse_manifest(line: bytes) -> _Manifest:
             disk_bytes=document["disk_bytes"],
             state_bytes=document["state_bytes"],
         )
-    except (ValueError, KeyError, TypeError) as exc:
+    except (InvalidInput, ValueError, KeyError, TypeError) as exc:
         raise PackageRefused("this is not a package", reason="manifest") from exc

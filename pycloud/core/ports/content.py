@@ -15,7 +15,7 @@ from pycloud.core.model.catalog import (
 from pycloud.core.model.fleet import (
     StorageFacts,
 )
-from pycloud.core.model.identifiers import BlobId
+from pycloud.core.model.identifiers import BlobId, ServiceId
 
 Report = Callable[[int, int], None]
 """Progress callback `(done, total)` in the unit of the operation; it may raise
@@ -150,9 +150,17 @@ class UnpackedPackage:
 class Packages(Protocol):
     """The `.csvm` format: a gzip tar of a disk image, a saved state and `service.json`."""
 
-    def unpack(self, area: str, name: str, *, report: Report | None = None) -> UnpackedPackage:
+    def unpack(
+        self,
+        area: str,
+        name: str,
+        *,
+        service_id: ServiceId | None = None,
+        report: Report | None = None,
+    ) -> UnpackedPackage:
         """Copy the members of a staged package, by exact name and with caps, beside it.
 
+        `service_id` stands in for that of the package, whatever that is.
         Durable on return. Raises PackageRefused, QuotaExceeded, InsufficientStorage.
         """
         ...

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pycloud.adapters.csvm.description import parse_description
 from pycloud.core.model.catalog import Readiness
+from pycloud.core.model.identifiers import ServiceId
 from pycloud.errors import PackageRefused
 from testing.old_packages import OLD_DESCRIPTION
 
@@ -41,6 +42,20 @@ def draft_of(**changes):
 )
 def test_description_is_understood_when_old_forms_left_gaps(changes, field, expected):
     assert getattr(draft_of(**changes), field) == expected
+
+
+@pytest.mark.parametrize("written", [None, "", "my service", "../etc", ["speech"], "x" * 5000])
+def test_id_that_is_not_allowed_here_is_replaced_by_the_one_given(written):
+    content = json.dumps(OLD_DESCRIPTION | {"service_id": written}).encode()
+
+    description = parse_description(content, service_id=ServiceId("mine"))
+
+    assert description.draft.id == "mine"
+
+
+def test_refused_id_says_that_another_one_can_be_given():
+    with pytest.raises(PackageRefused, match="--id"):
+        draft_of(service_id="my service")
 
 
 @pytest.mark.parametrize(

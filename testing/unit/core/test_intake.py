@@ -250,6 +250,16 @@ def test_import_gives_the_service_another_id_on_request(empty):
     assert empty.core.catalog.service(ServiceId("mine")).port == 8080
 
 
+def test_import_rescues_a_package_whose_own_id_is_not_allowed_here(empty):
+    package = a_package(a_service_draft(id=ServiceId("my service")))
+
+    refused = finished(empty, request_import(empty, package))
+    job = finished(empty, request_import(empty, package, service_id=ServiceId("mine")))
+
+    assert refused.failure.code == "package_refused"
+    assert (job.state, job.result["service_id"]) == (JobState.SUCCEEDED, "mine")
+
+
 def test_import_under_a_hostile_id_is_refused_at_once(empty):
     with pytest.raises(InvalidInput):
         request_import(empty, a_package(), service_id=ServiceId("../x"))
