@@ -111,9 +111,9 @@ class Exports:
                     Step(name="reserve", run=self._reserve, undo=self._free),
                     Step(name="boot", run=self._boot, undo=self._destroy),
                     Step(name="ready", run=self._ready),
-                    Step(name="save", run=self._save),
+                    Step(name="save", run=self._save, unit="bytes"),
                     Step(name="pack", run=self._pack, unit="bytes"),
-                    Step(name="publish", run=self._publish, undo=self._unpublish),
+                    Step(name="publish", run=self._publish, undo=self._unpublish, unit="bytes"),
                     Step(name="free", run=self._free, final=True),
                 ),
             ),
@@ -145,7 +145,9 @@ class Exports:
         owner = _owner(context)
         ports = self.guests.placement.ports_of(owner, service.port)
         spec = self.guests.spec(owner, service, service_vm, ports)
-        self.guests.capture.save_image(spec, context.job.id, state=_STATE, disk=_DISK)
+        self.guests.capture.save_image(
+            spec, context.job.id, state=_STATE, disk=_DISK, report=context.report
+        )
         self.guests.placement.release(owner)
 
     def _pack(self, context: StepContext) -> None:
@@ -161,7 +163,7 @@ class Exports:
                 id=PackageId(context.job.id),
                 service_id=service.id,
                 file_name=f"{service.id}.csvm",
-                blob=self.blobs.adopt(context.job.id, _PACKAGE),
+                blob=self.blobs.adopt(context.job.id, _PACKAGE, report=context.report),
                 job_id=context.job.id,
                 host_id=context.job.host_id,
                 created_at=now,

@@ -163,7 +163,7 @@ class Intake:
                     Step(name="unpack", run=self._unpack, undo=self._strip, unit="bytes"),
                     normalise,
                     publish,
-                    Step(name="memory", run=self._adopt_memory),
+                    Step(name="memory", run=self._adopt_memory, unit="bytes"),
                     finish,
                 ),
             ),
@@ -231,7 +231,10 @@ class Intake:
             return
         try:
             memory = self.capture.adopt_save_image(
-                context.job.arguments["upload_id"], result["state"], disk=_disk(context)
+                context.job.arguments["upload_id"],
+                result["state"],
+                disk=_disk(context),
+                report=context.report,
             )
         except (StateUnusable, NotFound) as exc:
             # Not found: a server died between taking the state in and recording it.

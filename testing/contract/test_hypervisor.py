@@ -18,6 +18,8 @@ from pycloud.errors import (
     DomainNotFound,
     HypervisorError,
     InsufficientStorage,
+    JobCancelled,
+    NotFound,
     PortInUse,
     StateUnusable,
 )
@@ -404,10 +406,14 @@ def test_saved_guest_is_adopted_and_runs_again(bench):
     spec = bench.spec()
     bench.hypervisor.start(spec, on_phase=ignore_phase)
     bench.wait_for_service(spec)
+    reports = []
 
-    bench.capture.save_image(spec, "saved", state="state", disk="disk")
+    bench.capture.save_image(
+        spec, "saved", state="state", disk="disk", report=lambda *told: reports.append(told)
+    )
 
     assert _is_gone(bench, spec)
+    assert reports[-1] == (spec.disk.virtual_size_bytes, spec.disk.virtual_size_bytes)
     disk = replace(spec.disk, blob=bench.blobs.adopt("saved", "disk"), backing=None)
     state = bench.capture.adopt_save_image("saved", "state", disk=disk)
     assert (state.kind, state.memory_mib) == (MemoryKind.SAVE_IMAGE, spec.memory_mib)
@@ -416,6 +422,22 @@ def test_saved_guest_is_adopted_and_runs_again(bench):
         bench.hypervisor.start(copy, on_phase=ignore_phase)
     for copy in copies:
         bench.wait_for_service(copy)
+
+
+def test_cancelled_save_ends_the_guest_and_stages_no_disk(bench):
+    spec = bench.spec()
+    bench.hypervisor.start(spec, on_phase=ignore_phase)
+
+    def cancel(_done, _total):
+        raise JobCancelled("asked for")
+
+    with pytest.raises(JobCancelled):
+        bench.capture.save_image(spec, "cancelled", state="state", disk="disk", report=cancel)
+
+    assert _is_gone(bench, spec)
+    with pytest.raises(NotFound):
+        bench.blobs.open_staged("cancelled", "disk")
+    bench.blobs.discard("cancelled")
 
 
 def test_save_image_of_something_else_is_unusable(bench):

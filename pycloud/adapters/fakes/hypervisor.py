@@ -14,7 +14,7 @@ from pycloud.core.model.catalog import MemoryKind, MemoryState, StoredDisk
 from pycloud.core.model.fleet import DomainInfo, HypervisorFacts
 from pycloud.core.model.identifiers import BlobId, DomainId, InstanceId
 from pycloud.core.model.runtime import PortMapping, StartMethod
-from pycloud.core.ports import Blobs, Clock, DomainSpec, PhaseSink, UserNetwork
+from pycloud.core.ports import Blobs, Clock, DomainSpec, PhaseSink, Report, UserNetwork
 from pycloud.errors import (
     CloudletError,
     DomainNotFound,
@@ -244,20 +244,34 @@ class FakeHypervisor:
             self.destroy(spec.domain_id, spec.owner)
             return state
 
-    def save_image(self, spec: DomainSpec, area: str, *, state: str, disk: str) -> None:
+    def save_image(
+        self,
+        spec: DomainSpec,
+        area: str,
+        *,
+        state: str,
+        disk: str,
+        report: Report | None = None,
+    ) -> None:
         """Stage a save image and a flattened disk of a running plain domain."""
         with self._lock:
             self._enter("save_image")
             domain = self._running(spec.domain_id)
             if domain.template_area is not None:
                 raise HypervisorError("a template is captured, not saved")
-            self._states.stage_save_image(spec, area, state=state, disk=disk)
-            self.destroy(spec.domain_id, spec.owner)
+            try:
+                if report is not None:
+                    report(spec.disk.virtual_size_bytes, spec.disk.virtual_size_bytes)
+                self._states.stage_save_image(spec, area, state=state, disk=disk)
+            finally:
+                self.destroy(spec.domain_id, spec.owner)
 
-    def adopt_save_image(self, area: str, name: str, *, disk: StoredDisk) -> MemoryState:
+    def adopt_save_image(
+        self, area: str, name: str, *, disk: StoredDisk, report: Report | None = None
+    ) -> MemoryState:
         """Check a staged save image and adopt it."""
         self._enter("adopt_save_image")
-        return self._states.adopt_save_image(area, name, disk=disk)
+        return self._states.adopt_save_image(area, name, disk=disk, report=report)
 
     # GuestView
 

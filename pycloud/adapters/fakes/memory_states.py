@@ -12,7 +12,7 @@ from pycloud.core.model.catalog import (
     MemoryState,
     StoredDisk,
 )
-from pycloud.core.ports import Blobs, DomainSpec
+from pycloud.core.ports import Blobs, DomainSpec, Report
 from pycloud.errors import NotFound, StateUnusable
 
 _NO_LIMIT = 1 << 62
@@ -66,7 +66,9 @@ class FakeMemoryStates:
         self._stage(area, state, image)
         self._stage(area, disk, self._disk_content(spec))
 
-    def adopt_save_image(self, area: str, name: str, *, disk: StoredDisk) -> MemoryState:
+    def adopt_save_image(
+        self, area: str, name: str, *, disk: StoredDisk, report: Report | None = None
+    ) -> MemoryState:
         """Read a save image made by `fake_save_image` and adopt it."""
         with self._blobs.open_staged(area, name) as stream:
             content = stream.read()
@@ -80,7 +82,7 @@ class FakeMemoryStates:
             raise StateUnusable("the guest in the save image cannot be rebuilt here") from exc
         return MemoryState(
             kind=MemoryKind.SAVE_IMAGE,
-            memory=self._blobs.adopt(area, name),
+            memory=self._blobs.adopt(area, name, report=report),
             disk=disk,
             memory_mib=memory_mib,
             vcpus=vcpus,

@@ -23,6 +23,7 @@ CALL_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 120.0
 """Deadline of calls that start or stop an emulator on a busy host."""
 _OPEN_TIMEOUT_S = 60.0
+_HEARTBEAT_S = 0.5
 _MAX_IDLE = 8
 _REOPEN_WAITS_S = (0.05, 0.2)
 # Of the domains of libvirt's errors: those that mean "the way to the daemon is broken".
@@ -66,15 +67,22 @@ class Connection:
         """The URI as it was configured."""
         return self._uri
 
-    def run(self, action: Callable[[Any], T], *, timeout_s: float = CALL_TIMEOUT_S) -> T:
+    def run(
+        self,
+        action: Callable[[Any], T],
+        *,
+        timeout_s: float = CALL_TIMEOUT_S,
+        heartbeat: Callable[[], None] | None = None,
+    ) -> T:
         """Call `action` with an open connection of libvirt and return its result.
 
-        Objects of libvirt must not outlive the action. Raises HypervisorUnavailable
+        Objects of libvirt must not outlive the action. `heartbeat` is called meanwhile;
+        what it raises passes and leaves the action to itself. Raises HypervisorUnavailable
         when the connection breaks or the deadline passes, LibvirtRefused otherwise.
         """
         handle = self._taken()
         try:
-            result = _within(timeout_s, lambda: action(handle))
+            result = _within(timeout_s, lambda: action(handle), heartbeat)
         except _DeadlinePassed as exc:
             raise HypervisorUnavailable(
                 f"libvirt at {self._uri} did not answer within {timeout_s:g} s"
@@ -134,7 +142,9 @@ class _DeadlinePassed(Exception):
     """A call did not return in time; its thread is left to itself."""
 
 
-def _within(timeout_s: float, action: Callable[[], T]) -> T:
+def _within(
+    timeout_s: float, action: Callable[[], T], heartbeat: Callable[[], None] | None = None
+) -> T:
     outcome: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
     def work() -> None:
@@ -144,10 +154,17 @@ def _within(timeout_s: float, action: Callable[[], T]) -> T:
             outcome.put((None, exc))
 
     threading.Thread(target=work, name="libvirt-call", daemon=True).start()
-    try:
-        result, error = outcome.get(timeout=timeout_s)
-    except Empty as exc:
-        raise _DeadlinePassed(f"no answer within {timeout_s:g} s") from exc
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = max(deadline - time.monotonic(), 0.0)
+        pause_s = left_s if heartbeat is None else min(left_s, _HEARTBEAT_S)
+        try:
+            result, error = outcome.get(timeout=pause_s)
+            break
+        except Empty as exc:
+            if heartbeat is None or pause_s == left_s:
+                raise _DeadlinePassed(f"no answer within {timeout_s:g} s") from exc
+        heartbeat()
     if error is not None:
         raise error
     return result  # type: ignore[return-value]  # without an error it is the action's result

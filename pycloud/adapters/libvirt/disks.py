@@ -16,10 +16,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pycloud.adapters.data_directory import DataDirectory
-from pycloud.adapters.images.conversion import ENDS_WITH_SERVER
+from pycloud.adapters.disk_errors import disk_errors
+from pycloud.adapters.images.conversion import (
+    ENDS_WITH_SERVER,
+    Conversion,
+    Limits,
+    Source,
+    convert,
+    one_attempt,
+)
 from pycloud.adapters.libvirt.domain_plan import DiskFiles
-from pycloud.core.model.catalog import StoredDisk
+from pycloud.core.model.catalog import DiskFormat, StoredDisk
 from pycloud.core.model.identifiers import BlobId, InstanceId, checked_id
+from pycloud.core.ports import Report
 from pycloud.errors import HypervisorError, InsufficientStorage, ToolFailed
 
 _log = logging.getLogger(__name__)
@@ -34,7 +43,7 @@ _CREATE_TIMEOUT_S = 60.0
 class InstanceFiles:
     """The directory of each guest and the read-only content it runs on."""
 
-    def __init__(self, data: DataDirectory, *, tool_timeout_s: float) -> None:
+    def __init__(self, data: DataDirectory, *, tool_timeout_s: int) -> None:
         self._data = data
         self._tool_timeout_s = tool_timeout_s
 
@@ -125,12 +134,28 @@ class InstanceFiles:
         self._run("rebase", "-f", "qcow2", "-F", "qcow2", "-b", str(base), name)
         self._run("rebase", "-u", "-f", "qcow2", "-b", "", name)
 
-    def flatten(self, overlay: Path, layers: tuple[Path, ...], target: Path) -> None:
-        """Write an overlay and all layers below it as one plain qcow2 file."""
-        node: dict[str, object] = {}
-        for path in reversed((overlay, *layers)):
-            node = {**_node(path), "backing": node or None}
-        self._run("convert", "-O", "qcow2", "--", f"json:{json.dumps(node)}", str(target))
+    def flatten(
+        self, owner: InstanceId, disk: StoredDisk, target: Path, *, report: Report | None = None
+    ) -> None:
+        """Write a guest's own layer and all that are below it as one plain qcow2 file.
+
+        Nothing may write to the layer any more. Progress is in bytes of the virtual disk;
+        the target is gone after any error. Raises ToolFailed, InsufficientStorage.
+        """
+        size_bytes = disk.virtual_size_bytes
+        paths = (self.overlay(owner), *self.layers(disk))
+        with one_attempt(target, report, size_bytes) as draft:
+            convert(
+                Conversion(
+                    source=Source(paths=paths, format=DiskFormat.QCOW2),
+                    target=draft,
+                    limits=Limits.for_disk(size_bytes, timeout_s=self._tool_timeout_s),
+                    virtual_size_bytes=size_bytes,
+                ),
+                report,
+            )
+            with disk_errors("the merged disk cannot be put into place"):
+                draft.replace(target)
 
     def _directory(self, owner: InstanceId) -> Path:
         """Return a guest's directory without making it: looking must leave nothing behind."""

@@ -7,6 +7,7 @@ from. A save image is libvirt's own format, for packages that other cloudlets re
 """
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from pycloud.core.model.catalog import (
     MemoryState,
     StoredDisk,
 )
-from pycloud.core.ports import Blobs, BridgedNetwork, DomainSpec
+from pycloud.core.ports import Blobs, BridgedNetwork, DomainSpec, Report
 from pycloud.errors import HypervisorError, InsufficientStorage, StateUnusable
 
 _RAM, _DEVICES, _DISK = "ram", "devices", "disk"
@@ -81,7 +82,15 @@ class LibvirtMemoryCapture:
                 machine=spec.machine,
             )
 
-    def save_image(self, spec: DomainSpec, area: str, *, state: str, disk: str) -> None:
+    def save_image(
+        self,
+        spec: DomainSpec,
+        area: str,
+        *,
+        state: str,
+        disk: str,
+        report: Report | None = None,
+    ) -> None:
         """Save a running guest and stage its state and its disk, all layers merged."""
         domain = self._host.domains.require(spec.domain_id)
         if isinstance(spec.network, BridgedNetwork):
@@ -92,23 +101,22 @@ class LibvirtMemoryCapture:
         with ExitStack() as stack:
             stack.callback(self._host.discard, spec.domain_id, spec.owner)
             target = self._host.data.staged_path(area, state)
-            save(self._host.connection, spec.domain_id, target)
+            heartbeat = _heartbeat(report, spec.disk.virtual_size_bytes)
+            save(self._host.connection, spec.domain_id, target, heartbeat=heartbeat)
             replace_description(target, render(self._host.planner.portable(spec)))
-            files = self._host.files
-            files.flatten(
-                files.overlay(spec.owner),
-                files.layers(spec.disk),
-                self._host.data.staged_path(area, disk),
-            )
+            flat = self._host.data.staged_path(area, disk)
+            self._host.files.flatten(spec.owner, spec.disk, flat, report=report)
 
-    def adopt_save_image(self, area: str, name: str, *, disk: StoredDisk) -> MemoryState:
+    def adopt_save_image(
+        self, area: str, name: str, *, disk: StoredDisk, report: Report | None = None
+    ) -> MemoryState:
         """Adopt a save image whose guest our own builder can rebuild."""
         with self._blobs.open_staged(area, name) as stream:
             saved = read_saved_guest(read_header(stream).description)
         self._check_runnable(saved.machine)
         return MemoryState(
             kind=MemoryKind.SAVE_IMAGE,
-            memory=self._blobs.adopt(area, name),
+            memory=self._blobs.adopt(area, name, report=report),
             disk=disk,
             memory_mib=saved.memory_mib,
             vcpus=saved.vcpus,
@@ -151,6 +159,13 @@ class LibvirtMemoryCapture:
             virtual_size_bytes=spec.disk.virtual_size_bytes,
             backing=base,
         )
+
+
+def _heartbeat(report: Report | None, total: int) -> Callable[[], None] | None:
+    """Return what asks now and then whether to go on, before there is any progress."""
+    if report is None:
+        return None
+    return lambda: report(0, total)
 
 
 def _is_template(domain: OwnDomain, spec: DomainSpec, area: str) -> bool:

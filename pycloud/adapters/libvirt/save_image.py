@@ -9,6 +9,7 @@ stored stream, it restores any number of guests from one read-only file.
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,17 @@ def restore(connection: Connection, image: Path, description: str, *, fifo: Path
         fifo.unlink(missing_ok=True)
 
 
-def save(connection: Connection, domain_id: str, target: Path) -> None:
-    """Save a running domain to a file; the domain is gone afterwards."""
+def save(
+    connection: Connection,
+    domain_id: str,
+    target: Path,
+    *,
+    heartbeat: Callable[[], None] | None = None,
+) -> None:
+    """Save a running domain to a file; the domain is gone afterwards.
+
+    What `heartbeat` raises passes at once; libvirt gives up when the domain is destroyed.
+    """
     # libvirt keeps the owner of a file that is there.
     target.touch(mode=0o600)
 
@@ -50,7 +60,7 @@ def save(connection: Connection, domain_id: str, target: Path) -> None:
         domain = handle.lookupByUUIDString(domain_id)
         domain.saveFlags(str(target), None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
 
-    connection.run(call, timeout_s=START_TIMEOUT_S)
+    connection.run(call, timeout_s=START_TIMEOUT_S, heartbeat=heartbeat)
 
 
 def replace_description(image: Path, description: str) -> None:

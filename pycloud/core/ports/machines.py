@@ -20,6 +20,7 @@ from pycloud.core.model.identifiers import DomainId, InstanceId
 from pycloud.core.model.runtime import (
     PortMapping,
 )
+from pycloud.core.ports.content import Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,18 +144,29 @@ class MemoryCapture(Protocol):
         """
         ...
 
-    def save_image(self, spec: DomainSpec, area: str, *, state: str, disk: str) -> None:
+    def save_image(
+        self,
+        spec: DomainSpec,
+        area: str,
+        *,
+        state: str,
+        disk: str,
+        report: Report | None = None,
+    ) -> None:
         """Save a running plain domain as a libvirt save image and its flattened disk.
 
-        Both become files in the staging area; the domain is gone afterwards.
+        Both become files in the staging area; the domain is gone afterwards. Progress is
+        in bytes of the virtual disk.
         """
         ...
 
-    def adopt_save_image(self, area: str, name: str, *, disk: StoredDisk) -> MemoryState:
+    def adopt_save_image(
+        self, area: str, name: str, *, disk: StoredDisk, report: Report | None = None
+    ) -> MemoryState:
         """Check a staged foreign save image and adopt it.
 
-        Its domain description is only read, never used. Raises StateUnusable when
-        the guest cannot be rebuilt here by our own builder.
+        Its domain description is only read, never used. Progress is in bytes of the
+        image. Raises StateUnusable when the guest cannot be rebuilt here by our own builder.
         """
         ...
 

@@ -165,6 +165,27 @@ def test_cancelled_export_leaves_no_package():
     assert packages(composed) == ()
 
 
+@pytest.mark.parametrize("step", ["save", "pack", "publish"])
+def test_export_shows_progress_and_can_be_cancelled_in_every_long_step(step):
+    moments = []
+
+    def cancel(kind, name, moment):
+        if (kind, name) == (JobKind.SERVICE_EXPORT, step):
+            moments.append(moment)
+            if moment == "begin":
+                composed.core.jobs.cancel(job.id, by=ADMIN)
+
+    composed = a_core(observers=(cancel,))
+    composed.add_service()
+    job = export(composed)
+
+    ended = finished(composed, job)
+
+    assert (ended.state, ended.stage, "end" in moments) == (JobState.CANCELLED, step, False)
+    assert (composed.leftovers(), packages(composed)) == ((), ())
+    assert ended.progress.unit == "bytes"
+
+
 def test_failed_preparation_keeps_an_earlier_state(instant):
     before = memory_of(instant)
     instant.hypervisor.fail_next("capture_template", HypervisorError("no"))
