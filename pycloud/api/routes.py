@@ -93,7 +93,8 @@ V2: tuple[Route, ...] = (
         Endpoint("GET", packages.list_packages, _ADMIN),
         Endpoint("POST", packages.export_package, _ADMIN))),
     Route("v2.package", "/api/v2/packages/{package_id}", (
-        Endpoint("GET", packages.get_package, _ADMIN),)),
+        Endpoint("GET", packages.get_package, _ADMIN),
+        Endpoint("DELETE", packages.remove_package, _ADMIN))),
     Route("v2.package.content", "/api/v2/packages/{package_id}/content", (
         Endpoint("GET", packages.download_package, _ADMIN),)),
     Route("v2.system", "/api/v2/system", (Endpoint("GET", system.get_system, _PUBLIC),)),

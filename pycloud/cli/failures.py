@@ -35,7 +35,8 @@ ADVICE = {
     "precondition_failed": "somebody else changed it meanwhile; look at it and try again",
     "capacity_exceeded": "stop an instance (`pycloud instance list`) or lower the service's memory",
     "no_free_port": "stop an instance, or widen pycloud.port_range",
-    "insufficient_storage": "make room on the cloudlet's disk; `pycloud cloudlet status` shows it",
+    "insufficient_storage": "make room on the cloudlet's disk: `pycloud package list`,"
+    " `pycloud service list`; `pycloud cloudlet status` shows the room",
     "quota_exceeded": "the limit is pycloud.max_image_gib (pycloud.max_app_mib for apps)",
     "image_refused": "a raw disk needs --format raw; what refers to other files has to be"
     " converted first: qemu-img convert -O qcow2 IMAGE NEW.qcow2",

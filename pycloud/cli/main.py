@@ -13,6 +13,7 @@ from pycloud.cli.framework import FORMATS, Commands, config_option, session_of
 from pycloud.cli.instances import instance
 from pycloud.cli.jobs import job
 from pycloud.cli.output import Format
+from pycloud.cli.packages import package
 from pycloud.cli.services import service
 from pycloud.cli.serving import serve
 
@@ -54,6 +55,7 @@ for command in (
     service,
     instance,
     app,
+    package,
     job,
     cloudlet,
     config_group,

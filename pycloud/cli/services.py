@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pycloud.cli import transfer
+from pycloud.cli import packages, transfer
 from pycloud.cli.api_client import Api, segment
 from pycloud.cli.failures import ExitCode, Failure, Quiet
 from pycloud.cli.following import follow, follow_with_sequel
@@ -23,7 +23,7 @@ from pycloud.cli.framework import (
     note_member,
     session_of,
 )
-from pycloud.cli.output import Column, Json, field, size_text
+from pycloud.cli.output import Column, Json, Printer, field, size_text
 from pycloud.cli.session import Session
 
 SERVICE_ID = Ids("/services")
@@ -264,17 +264,41 @@ def import_service(ctx: click.Context, *, package: Path, resume: str | None, wai
 @service.command("export")
 @click.argument("service_id", type=SERVICE_ID)
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--keep", is_flag=True, help="Leave the package on the cloudlet for a while, too.")
 @click.pass_obj
-def export_service(session: Session, service_id: str, file: Path) -> None:
-    """Write a service as a package FILE (.csvm) that other cloudlets can import."""
+def export_service(session: Session, *, service_id: str, file: Path, keep: bool) -> None:
+    """Write a service as a package FILE (.csvm) that other cloudlets can import.
+
+    The cloudlet makes the package; once it has arrived here, whole and checked, it is
+    removed there, unless with --keep.
+    """
     api, printer = session.api, session.printer
     if not file.parent.is_dir():
         raise Failure(f"there is no folder {file.parent}", exit_code=ExitCode.USAGE)
     job = follow(api, api.post("/packages", {"service_id": service_id}), printer)
-    place = f"/packages/{segment(job['result']['package_id'])}"
-    description = api.get(place)
-    transfer.download(api, f"{place}/content", file, description, printer)
+    package_id = job["result"]["package_id"]
+    try:
+        description = packages.fetch(api, package_id, file, printer)
+    except (Failure, KeyboardInterrupt):
+        printer.remark(
+            "the cloudlet keeps the package for a while:"
+            f" `pycloud package download {package_id} FILE` fetches it"
+        )
+        raise
+    if not keep:
+        _remove_exported(api, package_id, printer)
     printer.done(f"{file} holds {size_text(description['size_bytes'])}", description)
+
+
+def _remove_exported(api: Api, package_id: str, printer: Printer) -> None:
+    """Remove a package of which there is a copy here; that it stays is no failure."""
+    try:
+        packages.remove(api, package_id)
+    except Failure as exc:
+        printer.remark(
+            f"the package stays on the cloudlet for a while ({exc.message});"
+            f" see `pycloud package remove {package_id}`"
+        )
 
 
 @service.command("update")

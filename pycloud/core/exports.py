@@ -25,7 +25,7 @@ from pycloud.core.model.identifiers import (
     ServiceId,
     ServiceVMId,
 )
-from pycloud.core.model.runtime import Job, JobKind
+from pycloud.core.model.runtime import Event, Job, JobKind
 from pycloud.core.ports import Blobs, Packages, Slice, Store, UnpackedPackage, every
 from pycloud.core.warm_pool import WarmPool
 from pycloud.errors import Conflict, NotFound
@@ -84,8 +84,28 @@ class Exports:
         self.guests.placement.this_host.require("package", package.id, package.host_id)
         return self.blobs.open(package.blob.id)
 
+    def discard(self, package_id: PackageId, *, generation: int | None, by: Principal) -> None:
+        """Remove a package that nobody needs any more. Raises NotFound, StaleRecord.
+
+        It was whole when its record came to be, so no Job minds. Its content goes when
+        nothing else uses it; who is reading it reads to the end.
+        """
+        package = self.package(package_id)
+        expected = package.generation if generation is None else generation
+        self.store.packages.remove(package_id, generation=expected)
+        self.store.events.append(
+            Event(
+                time=self.guests.clock.now(),
+                kind="package",
+                action="removed",
+                resource=f"package/{package_id}",
+                actor=by,
+                data={"service_id": package.service_id},
+            )
+        )
+
     def remove(self, package_id: PackageId) -> None:
-        """Remove a package; idempotent."""
+        """Remove a package that was not to be or is over; idempotent."""
         self.store.packages.remove(package_id)
 
     def drop_expired(self) -> None:

@@ -194,6 +194,67 @@ def test_service_is_exported_and_imported_under_another_id(
     assert [one["id"] for one in read(run("service", "list", "-o", "json"))] == ["speech", "copy"]
 
 
+def test_exported_package_is_removed_from_the_server_when_it_has_arrived(
+    run: Run, image: Path, stand: Stand, tmp_path: Path
+) -> None:
+    done(add(run, image))
+
+    done(run("service", "export", "speech", str(tmp_path / "speech.csvm")))
+
+    assert stand.store.packages.count() == 0
+
+
+def test_exported_package_that_is_kept_is_listed_fetched_and_removed(
+    run: Run, image: Path, tmp_path: Path
+) -> None:
+    done(add(run, image))
+    first, second = tmp_path / "first.csvm", tmp_path / "second.csvm"
+
+    kept = read(run("service", "export", "speech", str(first), "--keep", "-o", "json"))
+
+    (listed,) = read(run("package", "list", "-o", "json"))
+    done(run("package", "download", kept["id"], str(second)))
+    done(run("package", "remove", kept["id"]))
+    assert (listed, second.read_bytes()) == (kept, first.read_bytes())
+    assert read(run("package", "list", "-o", "json")) == []
+
+
+def test_package_that_cannot_be_written_here_stays_on_the_server(
+    run: Run, image: Path, stand: Stand, tmp_path: Path
+) -> None:
+    done(add(run, image))
+
+    failed = run("service", "export", "speech", str(tmp_path / ("long" * 64)))
+
+    (package,) = stand.store.packages.find().items
+    assert failed.exit_code != ExitCode.OK
+    assert f"pycloud package download {package.id}" in failed.stderr
+
+
+class WithoutRemoval(WsgiTransport):
+    """Loses the connection for every removal."""
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        if request.method == "DELETE":
+            raise requests.ConnectionError("gone")
+        return super().send(request, **options)
+
+
+def test_export_is_done_though_the_package_stays_on_the_server(
+    run: Run, image: Path, stand: Stand, tmp_path: Path
+) -> None:
+    done(add(run, image))
+    transport = WithoutRemoval(stand.api())
+    session = Session(url="http://192.0.2.10:9999", token=stand.token, transport=transport)
+
+    result = CliRunner().invoke(
+        cli, ["service", "export", "speech", str(tmp_path / "x.csvm")], obj=session
+    )
+
+    (package,) = stand.store.packages.find().items
+    assert f"pycloud package remove {package.id}" in done(result).stderr
+
+
 def test_export_into_a_missing_folder_asks_nothing_of_the_server(run: Run, stand: Stand) -> None:
     result = run("service", "export", "speech", "/no/such/folder/x.csvm")
 
@@ -325,6 +386,7 @@ def test_interrupt_cancels_the_start_and_leaves_nothing(
         ("job", "cancel"),
         ("app", "show"),
         ("app", "remove"),
+        ("package", "remove"),
     ],
     ids=" ".join,
 )

@@ -3,7 +3,13 @@
 
 from pyramid.response import Response
 
-from pycloud.api.replies import download_reply, job_reply, page_reply, tagged_reply
+from pycloud.api.replies import (
+    download_reply,
+    expected_generation,
+    job_reply,
+    page_reply,
+    tagged_reply,
+)
 from pycloud.api.schemas.catalog import import_request, package_json
 from pycloud.core.model.identifiers import PackageId, ServiceId
 from pycloud.web.request import Request
@@ -35,6 +41,16 @@ def get_package(request: Request) -> Response:
     """Show a package."""
     package = request.core.exports.package(_package_id(request))
     return tagged_reply(request, package_json(package), package)
+
+
+def remove_package(request: Request) -> Response:
+    """Remove a package."""
+    request.core.exports.discard(
+        _package_id(request),
+        generation=expected_generation(request, required=False),
+        by=request.principal,
+    )
+    return Response(status=204)
 
 
 def download_package(request: Request) -> Response:

@@ -300,7 +300,7 @@ class Event:
     sequence: int = 0
     time: datetime
     kind: str
-    """`service`, `instance`, `job`, `app`, `cloudlet`."""
+    """`service`, `instance`, `job`, `app`, `package`, `cloudlet`."""
     action: str
     resource: str
     actor: Principal

@@ -239,6 +239,17 @@ def test_package_is_kept_for_a_while_and_can_be_removed(cold):
         cold.core.exports.package(package.id)
 
 
+def test_package_that_nobody_needs_gives_back_its_room(cold):
+    package = cold.core.exports.package(PackageId(finished(cold, export(cold)).id))
+
+    cold.core.exports.discard(package.id, generation=package.generation, by=ADMIN)
+    cold.reconcile(2)
+
+    assert package.blob not in list(cold.blobs.stored())
+    with pytest.raises(NotFound):
+        cold.core.exports.discard(package.id, generation=None, by=ADMIN)
+
+
 # -- a memory state that no longer fits -------------------------------------------------
 
 
