@@ -45,10 +45,9 @@ def get_package(request: Request) -> Response:
 
 def remove_package(request: Request) -> Response:
     """Remove a package."""
+    package = request.core.exports.package(_package_id(request))
     request.core.exports.discard(
-        _package_id(request),
-        generation=expected_generation(request, required=False),
-        by=request.principal,
+        package.id, generation=expected_generation(request, package), by=request.principal
     )
     return Response(status=204)
 
