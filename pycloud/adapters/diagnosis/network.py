@@ -20,6 +20,7 @@ from pycloud.adapters.interfaces import (
     preferred_address,
     settled_address,
 )
+from pycloud.adapters.libvirt.neighbours import searchable_networks
 from pycloud.core.model.diagnosis import Finding, Verdict
 from pycloud.settings import Settings
 
@@ -186,6 +187,14 @@ def bridge(settings: Settings) -> Iterator[Finding]:
             verdict=Verdict.FAIL,
             detail=f"{_BRIDGE_HELPER_CONFIG} does not let guests of users join {name}",
             fix=f"echo 'allow {name}' | sudo tee --append {_BRIDGE_HELPER_CONFIG}",
+        )
+    elif not searchable_networks(name):
+        yield Finding(
+            name="bridge",
+            verdict=Verdict.WARN,
+            detail=f"this host has no address on {name} in a network of at most 1024 addresses,"
+            " so it cannot find out the address of a guest there",
+            fix=f"sudo ip address add ADDRESS/24 dev {name}",
         )
     else:
         yield Finding(

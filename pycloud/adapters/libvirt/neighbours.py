@@ -34,7 +34,7 @@ def known_address(mac_address: str, *, table: str | None = None) -> str | None:
 
 def ask_all(interface: str) -> None:
     """Let the kernel look for every station in the networks of an interface."""
-    for network in _networks(interface):
+    for network in searchable_networks(interface):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.settimeout(0)
             for address in network.hosts():
@@ -43,7 +43,8 @@ def ask_all(interface: str) -> None:
                     sender.sendto(b"", (str(address), _DISCARD_PORT))
 
 
-def _networks(interface: str) -> list[ipaddress.IPv4Network]:
+def searchable_networks(interface: str) -> list[ipaddress.IPv4Network]:
+    """Return the networks of an interface in which stations can be looked for."""
     networks = []
     for entry in psutil.net_if_addrs().get(interface, []):
         if entry.family is socket.AF_INET and entry.netmask is not None:

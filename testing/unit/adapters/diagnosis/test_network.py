@@ -31,6 +31,7 @@ def quiet_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(network, "multicast_addresses", lambda _names: (ETHERNET,))
     monkeypatch.setattr(network, "preferred_address", lambda: ETHERNET.address)
     monkeypatch.setattr(network, "_BRIDGES", tmp_path)
+    monkeypatch.setattr(network, "searchable_networks", lambda _name: ["192.0.2.0/24"])
     for name in ("LEGACY_FILE", "MODERN_FILE"):
         (tmp_path / name).touch()
         monkeypatch.setattr(network, name, tmp_path / name)
@@ -166,6 +167,19 @@ def test_bridge_has_to_be_allowed_for_guests_of_users(
     (tmp_path / "bridge.conf").write_text(config, encoding="ascii")
 
     assert only(network.bridge, Settings(network_bridge="br0")).verdict is verdict
+
+
+def test_bridge_without_address_of_this_host_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "br0" / "bridge").mkdir(parents=True)
+    (tmp_path / "bridge.conf").write_text("allow br0\n", encoding="ascii")
+    monkeypatch.setattr(network, "searchable_networks", lambda _name: [])
+
+    found = only(network.bridge, Settings(network_bridge="br0"))
+
+    assert found.verdict is Verdict.WARN
+    assert "dev br0" in found.fix
 
 
 @pytest.mark.parametrize(
