@@ -229,7 +229,7 @@ class Settings:
     connections_per_address: int = _setting(256, _integer(4, 100_000), "open connections of one client address")
     request_head_timeout_s: float = _setting(10.0, _number(0.1, 600), "time a client has to send a request head")
     request_body_timeout_s: float = _setting(120.0, _number(0.1, 3600), "time a client may stall within a request body")
-    max_body_mib: int = _setting(68, _integer(1, 4096), "largest request body; uploads come in pieces")
+    max_body_mib: int = _setting(68, _integer(1, 4096), "largest piece of an upload, in one request; other bodies have 256 KiB at most")
     log_format: str = _setting("text", _choice("text", "json"), "one line per event, for people or for machines")
     log_level: str = _setting("INFO", _choice("DEBUG", "INFO", "WARNING", "ERROR"), "least severe level that is logged")
     # instances

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole URL space of the Cloudlet API on one screen, with who may call what.
+"""The whole URL space of the Cloudlet API on one screen, with who may call and send what.
 
 Phones poll the first ones, and routes are tried in this order. In /api/v2 the
 name of a view is the operationId in `openapi.yaml`; both must name the same ones.
@@ -18,6 +18,7 @@ from pycloud.api.views import (
     uploads,
 )
 from pycloud.web.application import Endpoint, Route
+from pycloud.web.body_gate import BodySize
 from pycloud.web.security import Permission
 
 _PUBLIC, _ADMIN = Permission.PUBLIC, Permission.ADMIN
@@ -85,7 +86,7 @@ V2: tuple[Route, ...] = (
         Endpoint("POST", uploads.create_upload, _ADMIN))),
     Route("v2.upload", "/api/v2/uploads/{upload_id}", (
         Endpoint("GET", uploads.get_upload, _ADMIN),
-        Endpoint("PATCH", uploads.append_upload, _ADMIN),
+        Endpoint("PATCH", uploads.append_upload, _ADMIN, BodySize.LARGE),
         Endpoint("DELETE", uploads.discard_upload, _ADMIN))),
     Route("v2.imports", "/api/v2/imports", (
         Endpoint("POST", packages.import_package, _ADMIN),)),

@@ -18,7 +18,7 @@ from pycloud.errors import Conflict, InsufficientStorage, InvalidInput, QuotaExc
 CONTENT = "content"
 """The name of the uploaded file in the staging area named by the upload."""
 _RESOURCE = "upload/"
-_KEEP_FREE_BYTES = 256 * 1024 * 1024
+KEEP_FREE_BYTES = 256 * 1024 * 1024
 """Room that no upload may take, so that records can still be written."""
 
 
@@ -59,7 +59,7 @@ class Uploads:
                 " (pycloud.max_image_gib)",
                 limit_bytes=self._options.max_bytes,
             )
-        free_bytes = self._blobs.storage().free_bytes - _KEEP_FREE_BYTES
+        free_bytes = self._blobs.storage().free_bytes - KEEP_FREE_BYTES
         if size_bytes > free_bytes:
             raise InsufficientStorage(
                 f"the disk of the cloudlet has room for {max(free_bytes, 0)} bytes, the file has"

@@ -16,22 +16,28 @@ from pyramid.response import Response
 
 from pycloud.core.facade import Core
 from pycloud.settings import Settings
+from pycloud.web.body_gate import BodySize, RouteGate
 from pycloud.web.errors import MethodNotAllowed
 from pycloud.web.metrics import Metrics
 from pycloud.web.request import Request
 from pycloud.web.security import DENY_ALL, RULES, Permission, SecurityPolicy
 
+_MIB = 1024 * 1024
 View = Callable[[Request], Response]
 ErrorView = Callable[[Exception, Request], Response]
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One method of a route: who may call it and what answers."""
+    """One method of a route: who may call it, what answers, and how much it may be sent.
+
+    A large body is taken from administrators alone, whatever the permission.
+    """
 
     method: str
     view: View
     permission: Permission
+    body: BodySize = BodySize.SMALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,7 @@ def new_configurator(core: Core, settings: Settings, *, on_error: ErrorView) -> 
             "pyramid.tweens": [
                 "pycloud.web.tween.edge_tween_factory",
                 "pyramid.tweens.excview_tween_factory",
+                "pycloud.web.tween.refusal_tween_factory",
             ]
         },
         request_factory=Request,
@@ -67,6 +74,7 @@ def new_configurator(core: Core, settings: Settings, *, on_error: ErrorView) -> 
     config.registry.core = core
     config.registry.cloudlet_settings = settings
     config.registry.metrics = Metrics(core)
+    config.registry.body_gate = RouteGate(core.access, limit_bytes=settings.max_body_mib * _MIB)
     config.add_exception_view(on_error, context=Exception)
     return config
 
@@ -82,6 +90,8 @@ def add_routes(config: Configurator, routes: Sequence[Route]) -> None:
                 request_method=endpoint.method,
                 permission=endpoint.permission,
             )
+            if endpoint.body is BodySize.LARGE:
+                config.registry.body_gate.take_large(endpoint.method, route.pattern)
         config.add_view(
             _refusal_of_method(route.methods),
             route_name=route.name,

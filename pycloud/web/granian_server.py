@@ -11,6 +11,9 @@ What it costs, compared with our waitress:
   after a time in which every other request would have been answered.
 - At a limit for connections, the ones that moved longest ago are ended, even if they
   only wait for our answer; limits are enforced once a second, not at once.
+- granian reads a body only as far as it is asked for, so the gate decides here as early as
+  with waitress; but what is left of a refused body is read by the thread that answered,
+  for as long as the client takes its time, and that thread's place is not free before.
 - Nobody notices that a client left while its request waits: a start that was asked for
   the old way goes on, and its user stays counted until the Instance is stopped.
 - A download holds a thread until its last byte is taken, and is refused with 429 when
@@ -22,6 +25,7 @@ This module knows nothing of the application that it serves.
 
 import asyncio
 import importlib
+import io
 import json
 import logging
 import os
@@ -31,16 +35,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, cast
 from wsgiref.types import WSGIApplication
 
-from pycloud.errors import InvalidSettings
+from pycloud.errors import CloudletError, InvalidSettings
 from pycloud.settings import Settings
 from pycloud.web import waiting
+from pycloud.web.body_gate import REFUSAL_KEY, Allowance, Head, answering_refusals, gate_of
 from pycloud.web.connection_watch import ConnectionWatch, WatchLimits
-from pycloud.web.full_disk import NO_ROOM
-from pycloud.web.serving import DRAIN_S, WAIT_PLACES, Limits, limits_of
+from pycloud.web.receiving import NO_ROOM, BodyRules, no_room
+from pycloud.web.serving import DRAIN_S, MOST_DROPPED_BYTES, WAIT_PLACES, Limits, limits_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +118,12 @@ class _Callback:
     def __init__(
         self, application: WSGIApplication, room: waiting.WaitRoom, limits: Limits
     ) -> None:
-        self._application = application
-        self._limits = limits
+        self._application = answering_refusals(application)
+        self._rules = BodyRules(
+            gate=gate_of(application, limit_bytes=limits.body_bytes),
+            reserve_bytes=limits.reserve_bytes,
+        )
+        self._most_dropped_bytes = max(limits.body_bytes, MOST_DROPPED_BYTES)
         self._slow = _SlowPlaces(SLOW_PLACES, SLOW_PLACES_PER_ADDRESS)
         self._environ = {
             "SCRIPT_NAME": "",
@@ -150,31 +159,69 @@ class _Callback:
         environ: dict[str, Any],
     ) -> IO[bytes] | None:
         """Return the whole body, so that the application never waits for a client."""
+        head = Head(
+            environ["REQUEST_METHOD"],
+            environ["PATH_INFO"],
+            environ.get("HTTP_AUTHORIZATION", ""),
+        )
+        allowance = self._rules.gate.allowance(head)
         declared = environ.get("CONTENT_LENGTH")
-        limit_bytes = self._limits.body_bytes
-        if declared is not None and int(declared) > limit_bytes:
-            _refuse(protocol, 413, "body_too_large", f"at most {limit_bytes} bytes are taken")
+        kept = self._kept(environ["wsgi.input"], declared, allowance)
+        if isinstance(kept, CloudletError):
+            self._refuse_body(protocol, environ, kept)
             return None
-        body = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115  # the caller's
-        try:
-            length_bytes = _copy(environ["wsgi.input"], body, limit_bytes)
-        except OSError as exc:
+        body, length_bytes = kept
+        if declared is not None and length_bytes != int(declared):
             body.close()
-            if exc.errno not in NO_ROOM:
-                raise
-            _refuse(protocol, 507, "insufficient_storage", "the disk of the server is full")
-            return None
-        if length_bytes > limit_bytes:
-            _refuse(protocol, 413, "body_too_large", f"at most {limit_bytes} bytes are taken")
-        elif declared is not None and length_bytes != int(declared):
             _refuse(protocol, 400, "malformed_request", "the body ended too early")
-        else:
-            environ["CONTENT_LENGTH"] = str(length_bytes)
-            environ.pop("HTTP_TRANSFER_ENCODING", None)
-            body.seek(0)
-            return cast("IO[bytes]", body)  # cast: not declared as one, yet is
-        body.close()
-        return None
+            return None
+        environ["CONTENT_LENGTH"] = str(length_bytes)
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        body.seek(0)
+        return body
+
+    def _kept(
+        self, source: IO[bytes], declared: str | None, allowance: Allowance
+    ) -> tuple[IO[bytes], int] | CloudletError:
+        """Return a copy of a body and its length, or why it is not to be kept."""
+        declared_bytes = int(declared or 0)
+        if declared_bytes > allowance.limit_bytes:
+            return allowance.excess
+        if declared_bytes > _IN_MEMORY_BYTES and not self._rules.has_room(declared_bytes):
+            return no_room()
+        length_bytes = 0
+        with ExitStack() as undo:
+            body = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115  # the caller's
+            undo.callback(_discard, body)
+            # It waits until it has as much as it is asked for, and one byte is too many.
+            while piece := source.read(min(_PIECE_BYTES, allowance.limit_bytes + 1 - length_bytes)):
+                length_bytes += len(piece)
+                if length_bytes > allowance.limit_bytes:
+                    return allowance.excess
+                if length_bytes > _IN_MEMORY_BYTES and not self._rules.has_room(len(piece)):
+                    return no_room()
+                if not _write(body, piece):
+                    return no_room()
+            undo.pop_all()
+        return cast("IO[bytes]", body), length_bytes  # cast: not declared as one, yet is
+
+    def _refuse_body(
+        self,
+        protocol: Any,  # Any: as above
+        environ: dict[str, Any],
+        refusal: CloudletError,
+    ) -> None:
+        """Answer, and read on until the client is done: it would lose the answer otherwise."""
+        source: IO[bytes] = environ["wsgi.input"]
+        environ |= {REFUSAL_KEY: refusal, "wsgi.input": io.BytesIO(), "CONTENT_LENGTH": "0"}
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        self._answer(protocol, environ)
+        # Who sent Expect waits to be asked for the body, and to read would be to ask.
+        left_bytes = 0 if "HTTP_EXPECT" in environ else self._most_dropped_bytes
+        while left_bytes > 0 and (piece := source.read(_PIECE_BYTES)):
+            left_bytes -= len(piece)
+        # The traceback of the refusal may keep this frame, and a body keeps a thread of granian.
+        del source
 
     def _answer(self, protocol: Any, environ: dict[str, Any]) -> None:  # Any: as above
         start = _Start()
@@ -307,13 +354,21 @@ def _watch_limits(settings: Settings) -> WatchLimits:
     )
 
 
-def _copy(source: IO[bytes], target: Any, limit_bytes: int) -> int:  # Any: a SpooledTemporaryFile
-    """Copy until the end, or until there is more than allowed; returns how much there was."""
-    length_bytes = 0
-    while length_bytes <= limit_bytes and (piece := source.read(_PIECE_BYTES)):
-        length_bytes += len(piece)
+def _discard(body: Any) -> None:  # Any: a SpooledTemporaryFile
+    # Closing writes out what still waits in memory, and so may find no room again.
+    with suppress(OSError):
+        body.close()
+
+
+def _write(target: Any, piece: bytes) -> bool:  # Any: a SpooledTemporaryFile
+    """Write, and return whether there was room for it."""
+    try:
         target.write(piece)
-    return length_bytes
+    except OSError as exc:
+        if exc.errno not in NO_ROOM:
+            raise
+        return False
+    return True
 
 
 def _refuse(protocol: Any, status: int, code: str, detail: str) -> None:  # Any: granian's own

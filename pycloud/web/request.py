@@ -33,6 +33,12 @@ _UNSERVED_ROOM = WaitRoom(places=4)
 """For applications that run without our server, such as under a test client."""
 
 
+def bearer_token(authorization: str) -> str | None:
+    """Return the token that an Authorization header brings, None without one."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+
+
 T = TypeVar("T")
 
 
@@ -85,8 +91,7 @@ class Request(PyramidRequest):  # type: ignore[misc]  # pyramid has no types
     @lazy
     def token(self) -> str | None:
         """The bearer token that was sent, None without one."""
-        scheme, _, token = self.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+        return bearer_token(self.environ.get("HTTP_AUTHORIZATION", ""))
 
     @lazy
     def principal(self) -> Principal:

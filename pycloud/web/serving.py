@@ -9,6 +9,7 @@ connection that has idled longest makes room for the new one. This module knows
 nothing of the application that it serves.
 """
 
+import contextlib
 import logging
 import socket
 import threading
@@ -16,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -25,9 +27,11 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
+from pycloud.core.uploads import KEEP_FREE_BYTES
 from pycloud.errors import InvalidSettings
 from pycloud.settings import Settings, from_deployment
-from pycloud.web import full_disk, waiting
+from pycloud.web import receiving, waiting
+from pycloud.web.body_gate import answering_refusals, gate_of
 from pycloud.web.process import prepare_process, stop_at_signals
 
 logger = logging.getLogger(__name__)
@@ -40,6 +44,9 @@ WAIT_PLACES = 64
 """Requests that may wait at the same time, beside the threads that never do."""
 DRAIN_S = 5.0
 """How long a server that ends lets requests finish that it has begun."""
+MOST_DROPPED_BYTES = 16 * 1024 * 1024
+"""How much of a refused body is read for the sake of its answer, if bodies may not be larger
+anyway: twice the pieces in which the command line sends files."""
 _LARGEST_HEAD_BYTES = 64 * 1024
 _LOOP_TIMEOUT_S = 1.0
 _MIB = 1024 * 1024
@@ -55,6 +62,8 @@ class Limits:
     head_timeout_s: float = 10.0
     body_timeout_s: float = 120.0
     body_bytes: int = 68 * _MIB
+    reserve_bytes: int = 0
+    """Room on the disk that no body may take."""
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -66,6 +75,7 @@ def limits_of(settings: Settings) -> Limits:
         head_timeout_s=settings.request_head_timeout_s,
         body_timeout_s=settings.request_body_timeout_s,
         body_bytes=settings.max_body_mib * _MIB,
+        reserve_bytes=KEEP_FREE_BYTES,
     )
 
 
@@ -76,7 +86,7 @@ class BoundedChannel(HTTPChannel):
     """
 
     server: "BoundedServer"
-    parser_class = full_disk.Parser
+    task_class = receiving.Task
 
     def __init__(
         self,
@@ -90,6 +100,13 @@ class BoundedChannel(HTTPChannel):
         self._idle_since_s = self._part_since_s = time.monotonic()
         self._body_mark_bytes = 0
         self._is_counted = True
+        self._is_refused = False
+        self._lingers_since_s: float | None = None
+        self._dropped_bytes = 0
+        # waitress only calls it.
+        self.parser_class = partial(  # type: ignore[assignment]
+            receiving.Parser, rules=server.body_rules, on_refusal=self._note_refusal
+        )
         server.addresses[addr[0]] += 1
         super().__init__(server, sock, addr, adj, map=map)
 
@@ -111,6 +128,9 @@ class BoundedChannel(HTTPChannel):
 
     def received(self, data: bytes) -> bool:
         """Take bytes in, and note when a new request or a new stretch of body begins."""
+        if self._lingers_since_s is not None:
+            self._drop(data)
+            return False
         before = self.request
         accepted: bool = super().received(data)
         request = self.request
@@ -130,6 +150,38 @@ class BoundedChannel(HTTPChannel):
         self._has_served = True
         self._idle_since_s = time.monotonic()
 
+    def handle_write(self) -> None:
+        """Send what waits to be sent; after the answer to a refused body, let that run out."""
+        if not self._is_refused:
+            super().handle_write()
+            return
+        # The stub of waitress lacks both.
+        self._flush_exception(self._flush_some_if_lockable)  # type: ignore[attr-defined]
+        if self.will_close:
+            self.handle_close()
+        elif self.close_when_flushed and not self.total_outbufs_len:
+            self.close_when_flushed = False
+            self._linger()
+
+    def _note_refusal(self) -> None:
+        self._is_refused = True
+
+    def _linger(self) -> None:
+        """Say that nothing more comes from us, and read on until the client is done.
+
+        To close with unread bytes resets the connection, and a client that is still sending
+        would lose the answer.
+        """
+        self._lingers_since_s = time.monotonic()
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_WR)
+
+    def _drop(self, data: bytes) -> None:
+        self._dropped_bytes += len(data)
+        if self._dropped_bytes > max(self.server.limits.body_bytes, MOST_DROPPED_BYTES):
+            self.handle_close()
+
     def del_channel(self, map: Any = None) -> None:  # noqa: A002  # Any: its stub is too narrow
         """Give the place of this connection back; called once or twice."""
         if self._is_counted:
@@ -147,6 +199,9 @@ class BoundedChannel(HTTPChannel):
 
     def overdue(self, now_s: float, limits: Limits) -> str | None:
         """Return why this connection has to be closed, None if it need not."""
+        if self._lingers_since_s is not None:
+            is_late = now_s - self._lingers_since_s > limits.body_timeout_s
+            return "refused request body goes on" if is_late else None
         if self.total_outbufs_len:
             # waitress stamps `last_activity` with the wall clock at every byte it sends.
             stalled_s = time.time() - self.last_activity
@@ -175,6 +230,10 @@ class BoundedServer(TcpWSGIServer):
     ) -> None:
         self.limits = limits
         self.addresses: Counter[str] = Counter()
+        self.body_rules = receiving.BodyRules(
+            gate=gate_of(application, limit_bytes=limits.body_bytes),
+            reserve_bytes=limits.reserve_bytes,
+        )
         self._stopping = threading.Event()
         dispatcher = ThreadedTaskDispatcher()
         self.wait_room = waiting.WaitRoom(
@@ -183,7 +242,7 @@ class BoundedServer(TcpWSGIServer):
         )
         dispatcher.set_thread_count(limits.threads)
         super().__init__(
-            _with_room(application, self.wait_room),
+            _with_room(answering_refusals(application), self.wait_room),
             _sock=listener,
             dispatcher=dispatcher,
             adj=_adjustments(limits, listener),

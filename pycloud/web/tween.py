@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one layer around every view: request id, double slashes, counting, headers.
+"""The layers around every view: request id, double slashes, counting, headers; refused bodies.
 
-It stands on the path of every request of every phone, so it does nothing that
+They stand on the path of every request of every phone, so they do nothing that
 can be done later or not at all.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from pyramid.response import Response
 
+from pycloud.web.body_gate import REFUSAL_KEY
 from pycloud.web.request import Request, current_request_id
 
 access_log = logging.getLogger("pycloud.access")
@@ -53,6 +54,18 @@ def edge_tween_factory(handler: View, registry: Any) -> View:  # Any: pyramid ha
         return response
 
     return edge
+
+
+def refusal_tween_factory(handler: View, registry: Any) -> View:  # noqa: ARG001  # Any: as above
+    """Wrap what is below the rendering of errors: answer for bodies that the server refused."""
+
+    def refuse(request: Request) -> Response:
+        refusal = request.environ.get(REFUSAL_KEY)
+        if refusal is not None:
+            raise refusal
+        return handler(request)
+
+    return refuse
 
 
 def _log(request: Request, response: Response, seconds: float) -> None:

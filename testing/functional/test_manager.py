@@ -12,6 +12,8 @@ from pycloud import manager
 from pycloud.core.instances import StartRequest
 from pycloud.core.model.identifiers import DeviceId, Principal, ServiceId
 from pycloud.errors import HypervisorUnavailable
+from pycloud.web.body_gate import REFUSAL_KEY
+from pycloud.web.errors import BodyTooLarge
 from testing.stand import Stand, client_of, make_stand
 
 
@@ -33,6 +35,13 @@ def test_status_page_shows_what_runs(stand: Stand, page: TestApp) -> None:
     assert started.instance.id in response
     assert "running" in response
     assert "phone-1" not in response
+
+
+def test_body_that_is_too_large_is_refused_on_a_page(page: TestApp) -> None:
+    refused = {REFUSAL_KEY: BodyTooLarge("the body may have at most 1 bytes")}
+    response = page.post("/", extra_environ=refused, status=413)
+    assert response.content_type == "text/html"
+    assert "the body may have at most 1 bytes" in response
 
 
 def test_status_page_escapes_what_operators_wrote(stand: Stand, page: TestApp) -> None:

@@ -132,7 +132,11 @@ def test_large_body_lies_in_the_data_directory(tmp_path: Path) -> None:
     with process([pserve, "development_api.ini"], tmp_path) as (running, urls):
         port = int(urls["api"].rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as sock:
-            sock.sendall(b"POST /api/v2/uploads/x HTTP/1.1\r\nContent-Length: 4000000\r\n\r\n")
+            token = (tmp_path / "admin.token").read_text().strip()
+            sock.sendall(
+                b"PATCH /api/v2/uploads/x HTTP/1.1\r\nContent-Length: 4000000\r\n"
+                b"Authorization: Bearer " + token.encode() + b"\r\n\r\n"
+            )
             sock.sendall(b"x" * 3_000_000)
             found = False
             while not found:
