@@ -339,8 +339,10 @@ require_space() {
 # with_progress LABEL PERCENT COMMAND...: run the command with its output in a log; PERCENT is a
 # function that prints how far it is, or nothing. Shows nothing for what takes under a second.
 with_progress() {
-    local label=$1 percent=$2 begin=$SECONDS shown=-1 status=0
+    local label=$1 percent=$2 begin_us elapsed_s shown=-1 status=0
     shift 2
+    # Not SECONDS, which counts a second for a moment between two of them.
+    begin_us=${EPOCHREALTIME/[.,]/}
     log=$scratch/log
     : >"$log"
     : >"$scratch/status"
@@ -349,15 +351,16 @@ with_progress() {
     child=$!
     while kill -0 "$child" 2>/dev/null; do
         sleep 0.1
-        if ((SECONDS - begin >= 1 && SECONDS != shown)); then
-            shown=$SECONDS
-            show_progress "$label" "$("$percent")" $((SECONDS - begin))
+        elapsed_s=$(((${EPOCHREALTIME/[.,]/} - begin_us) / 1000000))
+        if ((elapsed_s >= 1 && elapsed_s != shown)); then
+            shown=$elapsed_s
+            show_progress "$label" "$("$percent")" "$elapsed_s"
         fi
     done
     wait "$child" || status=$?
     child=
     if ((shown >= 0)); then
-        end_progress "$label" $((SECONDS - begin)) "$status"
+        end_progress "$label" "$elapsed_s" "$status"
     fi
     return "$status"
 }
