@@ -105,9 +105,8 @@ class AvahiDiscovery:
         ours = [
             seen
             for seen in sightings
-            if seen.name == self._cloudlet.name
-            and seen.port == self._cloudlet.port
-            and own_addresses.intersection(seen.addresses)
+            # Under whatever name: avahi-daemon takes another one if ours is taken.
+            if seen.port == self._cloudlet.port and own_addresses.intersection(seen.addresses)
         ]
         table = PeerTable(self._clock)
         for seen in sightings:
@@ -121,10 +120,16 @@ class AvahiDiscovery:
             self._stopping.wait(_INTERVAL_S)
 
     def _what_is_wrong(self, ours: Sequence[Sighting], peers: Sequence[Peer]) -> str | None:
-        if any(seen.service_type == LEGACY_TYPE for seen in ours):
+        names = [seen.name for seen in ours if seen.service_type == LEGACY_TYPE]
+        if self._cloudlet.name in names:
             return None
         if any(peer.name == self._cloudlet.name for peer in peers):
             return NameTaken(self._cloudlet.name).message
+        if names:
+            return (
+                f"avahi-daemon announces us as {names[0]!r}; run discovery/install.sh with the"
+                f" name {self._cloudlet.name!r}, which may have been taken before"
+            )
         return (
             f"avahi-daemon does not announce {self._cloudlet.name!r} on port"
             f" {self._cloudlet.port}; run discovery/install.sh with this name and port"

@@ -91,6 +91,10 @@ def _overwrite(path: Path, content: bytes) -> None:
     with os.fdopen(descriptor, "r+b", buffering=0) as stream:
         if stream.read(len(content) + 1) == content:
             return
+        before_s = int(os.fstat(descriptor).st_mtime)
         stream.seek(0)
         stream.write(content)
         stream.truncate()
+        # avahi-daemon looks at nothing else than the second of the change.
+        if int(os.fstat(descriptor).st_mtime) <= before_s:
+            os.utime(descriptor, (before_s + 1, before_s + 1))

@@ -85,6 +85,15 @@ def test_install_script_is_named_when_avahi_announces_another_port():
     assert "discovery/install.sh" in discovery.problem()
 
 
+def test_other_name_is_told_when_avahi_announces_us_under_it():
+    renamed = LEGACY.replace(";box;", ";box\\032#2;")
+
+    discovery = looked(prints(legacy=renamed, modern=""))
+
+    assert "'box #2'" in discovery.problem()
+    assert [peer.name for peer in discovery.peers()] == ["one"]
+
+
 def test_taken_name_is_reported_when_it_belongs_to_another_machine():
     foreign = LEGACY.replace("192.0.2.1;", "192.0.2.66;").replace("127.0.0.1;", "192.0.2.66;")
 
@@ -194,7 +203,7 @@ def test_service_files_announce_both_types_when_installed_and_told(tmp_path):
     legacy = ("_cloudlet._tcp", "9999", ["encryption=disabled"])
     assert announced_by(first) == ("box", [legacy])
     assert second.name == MODERN_FILE.name
-    assert announced_by(second) == ("box", [])
+    assert announced_by(second) == ("box", [("_pycloud._tcp", "9999", [])])
     assert avahi_file(second).tell(load_percent=44, services=("speech", "faces")) is None
     modern = ["txtvers=1", "api=2", "tls=0", "id=its-me", "load=40", "version=1", "s=speech,faces"]
     assert announced_by(second) == ("box", [("_pycloud._tcp", "9999", modern)])
@@ -242,6 +251,17 @@ def test_service_file_is_left_alone_when_the_load_only_wavers(tmp_path):
     file.tell(load_percent=38, services=())
 
     assert path.stat().st_mtime_ns == 0
+
+
+def test_service_file_looks_changed_when_it_changed_within_a_second(tmp_path):
+    path = tmp_path / "facts.service"
+    path.touch()
+    now_s = int(path.stat().st_mtime) + 1
+    os.utime(path, (now_s, now_s))
+
+    avahi_file(path).tell(load_percent=0, services=())
+
+    assert int(path.stat().st_mtime) > now_s
 
 
 def test_owner_is_named_when_the_service_file_cannot_be_written():
