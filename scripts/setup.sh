@@ -312,13 +312,19 @@ allow_kvm() {
     fi
 }
 
+# Servers that the tests run by themselves; none is installed, and none is left running.
 provide_test_servers() {
-    local module=testing.mongo_server
+    provide_test_server testing.mongo_server "the MongoDB-protocol server"
+    provide_test_server testing.avahi "avahi-daemon"
+}
+
+provide_test_server() {
+    local module=$1 name=$2
     [[ -r $ROOT/${module//.//}.py ]] || return 0
     [[ -n $scratch ]] || scratch=$(mktemp -d)
-    with_progress "Providing the MongoDB-protocol server" no_percent \
+    with_progress "Providing $name" no_percent \
         env --chdir="$ROOT" "$VENV/bin/python" -m "$module" \
-        || fail_with_log "the MongoDB-protocol server could not be made"
+        || fail_with_log "$name could not be provided"
 }
 
 take_lock() {
