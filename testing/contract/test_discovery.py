@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from zeroconf import ServiceInfo, Zeroconf
+from zeroconf import RecordUpdateListener, ServiceInfo, Zeroconf
 
 from pycloud.adapters.clock import SystemClock
 from pycloud.adapters.discovery import Intervals, Reach, ZeroconfDiscovery
+from pycloud.adapters.discovery.announcement import txt_value
+from pycloud.adapters.discovery.dns import DNSText
 from pycloud.adapters.discovery.finder import find_by_zeroconf
-from pycloud.adapters.fakes import FakeDiscovery, FakeNetwork
+from pycloud.adapters.fakes import FakeClock, FakeDiscovery, FakeNetwork
 from pycloud.adapters.interfaces import InterfaceAddress
 from pycloud.core.model.fleet import Cloudlet
 from pycloud.errors import DiscoveryError
@@ -44,10 +46,12 @@ def peer_of(discovery, name):
     return next((peer for peer in discovery.peers() if peer.name == name), None)
 
 
-def zeroconf_discovery(name, *, port=9999, addresses=lambda: (LOOPBACK,)) -> ZeroconfDiscovery:
+def zeroconf_discovery(
+    name, *, port=9999, addresses=lambda: (LOOPBACK,), clock=None
+) -> ZeroconfDiscovery:
     return ZeroconfDiscovery(
         cloudlet(name, port=port),
-        SystemClock(),
+        clock or SystemClock(),
         identity=uuid.uuid4().hex,
         reach=Reach(addresses=addresses),
         intervals=QUICK,
@@ -300,15 +304,48 @@ def test_second_type_tells_the_facts_when_asked_by_a_stranger(standing):
     assert told == {"txtvers": "1", "api": "2", "tls": "0", "load": "0", "version": "1.2.3"}
 
 
-def test_load_is_not_announced_again_when_it_changes_quickly(started):
-    name = fresh_name()
-    discovery, witness = started(name), started(fresh_name())
-    until(lambda: peer_of(witness, name))
+class HeardLoads(RecordUpdateListener):
+    """Every load of one cloudlet that went over the wire; one of each announcement."""
 
-    for percent in range(1, 101):
-        discovery.update_load(load_percent=percent, services=[])
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.loads: list[str | None] = []
+        self._key = f"{name}._pycloud._tcp.local."
 
-    until(lambda: peer_of(witness, name).load_percent == 100)
+    def async_update_records(self, _zeroconf, _now, updates) -> None:
+        for update in updates:
+            if isinstance(update.new, DNSText) and update.new.key == self._key:
+                load = txt_value(update.new.text, "load")
+                # The library sends each announcement several times.
+                if self.loads[-1:] != [load]:
+                    self.loads.append(load)
+
+
+def test_load_is_not_announced_again_when_it_changes_quickly(zeroconf):
+    name, clock, rounds = fresh_name(), FakeClock(), []
+    heard = HeardLoads(name)
+    zeroconf.add_listener(heard, None)
+    discovery = zeroconf_discovery(
+        name, addresses=lambda: rounds.append(1) or (LOOPBACK,), clock=clock
+    )
+    discovery.start()
+    try:
+        until(lambda: discovery.problem() is None)
+        discovery.update_load(load_percent=1, services=[])
+        until(lambda: heard.loads[-1:] == ["1"])
+
+        for percent in range(2, 101):
+            discovery.update_load(load_percent=percent, services=[])
+        begin = len(rounds)
+        until(lambda: len(rounds) > begin + 3)
+        too_soon = heard.loads.copy()
+        clock.advance(QUICK.load_s)
+        until(lambda: heard.loads[-1:] == ["100"])
+    finally:
+        discovery.stop()
+
+    assert too_soon == ["0", "1"]
+    assert heard.loads == ["0", "1", "100"]
 
 
 def test_old_cloudlet_is_a_peer_when_it_announces_the_first_type_only(standing, zeroconf):
