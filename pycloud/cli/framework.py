@@ -93,6 +93,7 @@ def config_option(*, envvar: str | None = None) -> Decorator:
         "--config",
         type=click.Path(dir_okay=False, path_type=Path),
         envvar=envvar,
+        show_envvar=envvar is not None,
         callback=_use_config,
         expose_value=False,
         help="An .ini file with pycloud.* settings.",

@@ -27,12 +27,14 @@ from pycloud.cli.serving import serve
 @click.option(
     "--url",
     envvar="PYCLOUD_URL",
+    show_envvar=True,
     metavar="URL",
     help="The Cloudlet API to talk to. [default: the one on this machine]",
 )
 @click.option(
     "--token",
     envvar="PYCLOUD_TOKEN",
+    show_envvar=True,
     metavar="TOKEN",
     help="The administrator's token. [default: that of the cloudlet on this machine, if readable]",
 )
@@ -40,6 +42,16 @@ from pycloud.cli.serving import serve
 @click.pass_context
 def cli(ctx: click.Context, url: str | None, token: str | None, form: str | None) -> None:
     """Offer services to nearby devices, and manage what a cloudlet offers.
+
+    \b
+    First steps:
+      pycloud doctor              what this machine can do, and how to mend the rest
+      pycloud serve               run a cloudlet until Ctrl-C
+      pycloud service add         offer a disk image to devices, from another terminal
+      pycloud cloudlet discover   see what devices see
+
+    Settings come from an .ini file or from PYCLOUD_* variables; `pycloud config show`
+    explains each of them.
 
     Exit codes: 0 done, 1 failed, 2 wrong command line or settings, 3 server unreachable,
     4 not found, 5 conflict with the present state, 130 interrupted.

@@ -2,6 +2,9 @@
 """Commands that need no server, and what all commands have in common."""
 
 import json
+import re
+import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import requests
 import yaml
 from click.testing import CliRunner, Result
 
-from pycloud import wiring
+from pycloud import __version__, wiring
 from pycloud.cli.failures import ADVICE, ExitCode
 from pycloud.cli.main import cli
 from pycloud.cli.session import Session
@@ -52,6 +55,28 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("path", [path for path in all_commands() if len(path) > 1], ids=" ".join)
 def test_every_command_takes_the_format_at_its_end(path: tuple[str, ...]) -> None:
     assert "--output" in run(*path, "--help").output
+
+
+def test_help_begins_with_what_to_do_first() -> None:
+    text = run("--help").output
+    steps = re.findall(r"^ +pycloud ([a-z]+(?: [a-z]+)?)  ", text, re.MULTILINE)
+
+    assert [step.split()[0] for step in steps] == ["doctor", "serve", "service", "cloudlet"]
+    for step in steps:
+        assert run(*step.split(), "--help").exit_code == 0
+    for variable in ("PYCLOUD_CONFIG", "PYCLOUD_URL", "PYCLOUD_TOKEN"):
+        assert variable in text
+
+
+def test_package_can_be_run_as_a_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "--version"])
+
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("pycloud", run_name="__main__")
+
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"pycloud {__version__}\n")
 
 
 def test_unknown_command_is_a_usage_error() -> None:
