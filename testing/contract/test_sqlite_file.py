@@ -115,6 +115,29 @@ def test_connections_of_finished_threads_are_closed(store):
     assert len(store._database._sessions) == 1
 
 
+def _hasty(action, path):
+    """Leave the store while threads use it; return what they were told."""
+    child = subprocess.run(
+        [sys.executable, "-m", "testing.contract.hasty", action, str(path)],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=True,
+        text=True,
+    )
+    return child.stdout.split()
+
+
+def test_threads_in_the_middle_of_statements_are_told_when_the_store_is_closed(path):
+    assert _hasty("close", path) == ["store_unavailable"] * 3
+
+
+def test_process_may_end_while_threads_are_in_the_middle_of_statements(path):
+    _hasty("leave", path)
+
+    assert _query(path, "PRAGMA integrity_check") == [("ok",)]
+
+
 # -- versions -----------------------------------------------------------------------------
 
 

@@ -38,11 +38,23 @@ Row = tuple[Any, ...]  # Any: a column holds what its statement selects
 
 
 class _Session:
-    """The connection of one thread; closed when the thread or the database ends."""
+    """The connection of one thread; closed when the thread, the database or the process ends.
+
+    `lock` is held while the connection is used or closed: the process dies of a connection
+    that is closed in the middle of a statement. Nearly always free, it costs 0.1 us.
+    """
+
+    __slots__ = ("__weakref__", "close", "connection", "lock")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
-        self.close = weakref.finalize(self, connection.close)
+        self.lock = threading.RLock()
+        self.close = weakref.finalize(self, _close, connection, self.lock)
+
+
+def _close(connection: sqlite3.Connection, lock: threading.RLock) -> None:
+    with lock:
+        connection.close()
 
 
 class Database:
@@ -64,7 +76,7 @@ class Database:
             undo.callback(self.close)
             with translating(path), _opening(path):
                 _ensure_file(path)
-                connection = self._connection()
+                connection = self._session().connection
                 check_ours(connection, path, schema=schema)
                 _ensure_private(path)
                 _ensure_wal(connection)
@@ -74,27 +86,34 @@ class Database:
 
     def row(self, statement: str, values: Sequence[object] = ()) -> Row | None:
         """Return the first row of a read."""
-        # This is on the path of every request: no context manager for the errors.
+        session = self._session()
+        lock = session.lock
+        # This is on the path of every request: no context managers.
+        lock.acquire()
         try:
-            row: Row | None = self._connection().execute(statement, values).fetchone()
+            row: Row | None = session.connection.execute(statement, values).fetchone()
         except sqlite3.Error as exc:
             raise translated(exc, self._path) from exc
+        finally:
+            lock.release()
         return row
 
     def rows(self, statement: str, values: Sequence[object] = ()) -> list[Row]:
         """Return all rows of a read."""
-        with translating(self._path):
-            return self._connection().execute(statement, values).fetchall()
+        session = self._session()
+        with translating(self._path), session.lock:
+            return session.connection.execute(statement, values).fetchall()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Give a connection that may write; durable at the end, undone by an error."""
-        connection = self._connection()
+        session = self._session()
+        connection = session.connection
         # Threads of one process take turns here rather than poll SQLite's lock.
         if not self._write_lock.acquire(timeout=BUSY_TIMEOUT_S):
             raise StoreUnavailable(busy(self._path))
         try:
-            with translating(self._path):
+            with translating(self._path), session.lock:
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield connection
@@ -110,27 +129,31 @@ class Database:
 
         Raises StoreUnavailable, SchemaTooNew.
         """
-        with translating(self._path):
-            check_version(self._connection(), self._schema)
+        session = self._session()
+        with translating(self._path), session.lock:
+            check_version(session.connection, self._schema)
             if _identity(self._path) != self._identity:
                 raise StoreUnavailable(
                     f"{self._path} was replaced while it was in use; restart the server"
                 )
 
     def close(self) -> None:
-        """Close the connections of all threads; idempotent."""
+        """Close the connections of all threads, each after its statement; idempotent."""
         with self._sessions_lock:
             self._closed = True
             sessions = list(self._sessions)
         for session in sessions:
             session.close()
 
-    def _connection(self) -> sqlite3.Connection:
+    def _session(self) -> _Session:
+        # Who went on with statement after statement would hardly ever let `close` have its turn.
+        if self._closed:
+            raise StoreUnavailable(CLOSED)
         try:
             session: _Session = self._local.session
         except AttributeError:
             session = self._open_session()
-        return session.connection
+        return session
 
     def _open_session(self) -> _Session:
         with translating(self._path), self._sessions_lock:
