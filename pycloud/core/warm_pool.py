@@ -24,8 +24,8 @@ from pycloud.core.machines import domain_id_of, resumed, usable_memory
 from pycloud.core.model.catalog import Flavor, MemoryKind, MemoryState, Service, ServiceVM
 from pycloud.core.model.fleet import ThisHost
 from pycloud.core.model.identifiers import InstanceId, Principal, ServiceId, ServiceVMId
-from pycloud.core.model.runtime import Job, JobKind, JobState, WarmDomain
-from pycloud.core.ports import Store, every
+from pycloud.core.model.runtime import Instance, Job, JobKind, JobState, WarmDomain
+from pycloud.core.ports import Repository, Store, every
 from pycloud.errors import CapacityExceeded, Conflict, NotFound, StaleRecord, StateUnusable
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class WarmPool:
                     Step(name="reserve", run=self._reserve, undo=self._free),
                     Step(name="load", run=self._load, undo=self._destroy),
                     Step(name="rehearse", run=self._rehearse),
-                    Step(name="publish", run=self._publish, final=True),
+                    Step(name="publish", run=self._publish, undo=self._unpublish, final=True),
                 ),
             ),
         )
@@ -286,22 +286,25 @@ class WarmPool:
         )
 
     def _is_complete(self, context: StepContext) -> bool:
-        # A copy that somebody claimed meanwhile is an Instance now, and not ours to undo.
         owner = _owner(context)
-        for repository in (self._store.warm_domains, self._store.instances):
-            try:
-                repository.get(owner)
-            except NotFound:
-                continue
-            return True
-        return False
+        return _exists(self._store.warm_domains, owner) or self._is_claimed(owner)
+
+    def _is_claimed(self, owner: InstanceId) -> bool:
+        """Return whether a copy is an Instance by now, and not ours to undo any more."""
+        return _exists(self._store.instances, owner)
+
+    def _unpublish(self, context: StepContext) -> None:
+        self._store.warm_domains.remove(_owner(context))
 
     def _destroy(self, context: StepContext) -> None:
         owner = _owner(context)
-        self._guests.hypervisor.destroy(domain_id_of(owner), owner)
+        if not self._is_claimed(owner):
+            self._guests.hypervisor.destroy(domain_id_of(owner), owner)
 
     def _free(self, context: StepContext) -> None:
-        self._guests.placement.release(_owner(context))
+        owner = _owner(context)
+        if not self._is_claimed(owner):
+            self._guests.placement.release(owner)
 
     # -- giving one up ---------------------------------------------------------------
 
@@ -332,6 +335,14 @@ def _is_copy_of(warm: WarmDomain, service: Service) -> bool:
         return False
     # A copy publishes the port that the Service had when it was asked for.
     return warm.created_at >= service.updated_at
+
+
+def _exists(repository: Repository[WarmDomain] | Repository[Instance], record_id: str) -> bool:
+    try:
+        repository.get(record_id)
+    except NotFound:
+        return False
+    return True
 
 
 def _owner(context: StepContext) -> InstanceId:

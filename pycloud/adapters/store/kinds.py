@@ -26,7 +26,8 @@ from pycloud.errors import InvalidInput
 SCHEMA_VERSION = 2
 """Raised with every change of a record's fields, of the kinds or of their indices.
 
-2: Jobs, ServiceVMs, Apps, Uploads and Packages say on which Host they are."""
+2: Jobs, ServiceVMs, Apps, Uploads and Packages say on which Host they are; a Job that is
+running and has a failure is being undone."""
 
 
 class Record(Protocol):

@@ -114,9 +114,13 @@ class HeldJob:
         """Make the next check raise LeaseLost: another server took over."""
         self._lost.set()
 
-    def begin_undo(self) -> None:
-        """Let undos run to their end, whatever was asked."""
+    def begin_undo(self, failure: Failure) -> None:
+        """Write why the Job fails, and let undos run to their end, whatever was asked.
+
+        From here on the Job can only go back, on whichever server. Raises LeaseLost.
+        """
         self._undoing = True
+        self.write(lambda job: replace(job, failure=failure))
 
     def enter(self, stage: str, *, unit: str, may_cancel: bool) -> None:
         """Write that a step begins. Raises JobCancelled, JobInterrupted, LeaseLost.

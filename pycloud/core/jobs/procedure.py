@@ -63,7 +63,8 @@ class Recovery(StrEnum):
 
     ROLL_BACK undoes all steps that began; ROLL_FORWARD goes on at the step that was
     interrupted, which may find its own effect half made. The same happens when a server
-    is told to stop.
+    is told to stop. A Job that had failed before, and was being undone, is undone again,
+    all of it, whatever is said here.
     """
 
     ROLL_BACK = "roll_back"

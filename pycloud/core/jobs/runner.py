@@ -243,7 +243,9 @@ class JobRunner:
 
     def _recover(self, job: Job) -> None:
         procedure = self._procedures[job.kind]
-        forward = procedure.recovery is Recovery.ROLL_FORWARD
+        # What had failed may be undone in part already: it can neither go on nor be complete.
+        failed = job.failure is not None
+        forward = procedure.recovery is Recovery.ROLL_FORWARD and not failed
         if forward and job.attempts < _MOST_ATTEMPTS:
             self._requeue(job)
             return
@@ -252,10 +254,10 @@ class JobRunner:
             return
         log.warning("job_rolled_back", extra={"job_id": job.id, "stage": job.stage})
         with self._holding(held):
-            if procedure.is_complete(held):
+            if not failed and procedure.is_complete(held):
                 self._finish(held, JobState.SUCCEEDED, None)
             else:
-                self._roll_back(held, procedure)
+                self._go_back(held, self._undo_of_begun(held), _why_rolled_back(held.job))
 
     def _requeue(self, job: Job) -> None:
         try:
@@ -305,68 +307,67 @@ class JobRunner:
 
     def _execute(self, held: HeldJob) -> None:
         procedure = self._procedures[held.job.kind]
+        # What a server that died did or began is to be undone, too, if this fails.
+        undo = self._undo_of_begun(held)
         try:
-            self._run_steps(held, procedure)
+            self._run_steps(held, procedure, undo)
         except LeaseLost as exc:
-            log.warning("job_lease_lost", extra={"job_id": held.job.id, "reason": exc.message})
-        except JobCancelled as exc:
-            self._fail(held, JobState.CANCELLED, exc)
+            # Whoever has the lease now undoes or finishes; two at once would clash.
+            _log_lost(held, exc)
         except JobInterrupted as exc:
             if procedure.recovery is Recovery.ROLL_FORWARD:
                 self._give_back(held)
             else:
-                self._fail(held, JobState.FAILED, exc)
+                self._go_back(held, undo, _failure_of(held, exc))
         except Exception as exc:  # noqa: BLE001  # a Job always ends with a record
-            self._fail(held, JobState.FAILED, exc)
+            self._go_back(held, undo, _failure_of(held, exc))
         else:
             self._finish(held, JobState.SUCCEEDED, None)
 
-    def _run_steps(self, held: HeldJob, procedure: Procedure) -> None:
+    def _run_steps(self, held: HeldJob, procedure: Procedure, undo: ExitStack) -> None:
+        """Run what is left of the steps; `undo` holds what takes back all that has begun."""
         begun = _begun(held.job, procedure)
         may_cancel = True
-        with ExitStack() as undo:
-            # What a server that died did or began is still to be undone if this fails.
-            for step in procedure.steps[:begun]:
+        for position, step in enumerate(procedure.steps):
+            may_cancel = may_cancel and not step.final
+            if position < begun - 1:
+                continue
+            held.enter(step.name, unit=step.unit, may_cancel=may_cancel)
+            if position >= begun:
                 undo.callback(self._undo, held, step)
-            try:
-                for position, step in enumerate(procedure.steps):
-                    may_cancel = may_cancel and not step.final
-                    if position < begun - 1:
-                        continue
-                    held.enter(step.name, unit=step.unit, may_cancel=may_cancel)
-                    if position >= begun:
-                        undo.callback(self._undo, held, step)
-                    self._observe(held, step, "begin")
-                    step.run(held)
-                    self._observe(held, step, "end")
-            except LeaseLost:
-                # Whoever has the lease now undoes or finishes; two at once would clash.
-                undo.pop_all()
-                raise
-            except Exception as exc:
-                # It may have failed because the one who took over works there already.
-                if _is_lost(held):
-                    undo.pop_all()
-                    raise LeaseLost(f"job {held.job.id} was taken over meanwhile") from exc
-                goes_on = procedure.recovery is Recovery.ROLL_FORWARD
-                if isinstance(exc, JobInterrupted) and goes_on:
-                    undo.pop_all()
-                raise
-            undo.pop_all()
+            self._observe(held, step, "begin")
+            step.run(held)
+            self._observe(held, step, "end")
 
-    def _roll_back(self, held: HeldJob, procedure: Procedure) -> None:
-        for step in reversed(procedure.steps[: _begun(held.job, procedure)]):
-            self._undo(held, step)
-        if held.job.cancel_requested:
-            self._fail(held, JobState.CANCELLED, JobCancelled(CANCELLED))
-        else:
-            reason = "the server stopped in the middle; everything was undone"
-            self._fail(held, JobState.FAILED, JobInterrupted(reason))
+    def _undo_of_begun(self, held: HeldJob) -> ExitStack:
+        procedure = self._procedures[held.job.kind]
+        undo = ExitStack()
+        for step in procedure.steps[: _begun(held.job, procedure)]:
+            undo.callback(self._undo, held, step)
+        return undo
+
+    def _go_back(self, held: HeldJob, undo: ExitStack, failure: Failure) -> None:
+        """Undo everything and end the Job, having written first that this is under way.
+
+        Without that note, a Job that goes forward would go on over what is not there any
+        more: it undoes nothing before it is written, and its lease runs out instead. One that
+        is rolled back anyway does not need it, and its undo may be what makes room for writes.
+        """
+        try:
+            held.begin_undo(failure)
+        except LeaseLost as exc:
+            _log_lost(held, exc)
+            return
+        except CloudletError as exc:
+            if self._procedures[held.job.kind].recovery is Recovery.ROLL_FORWARD:
+                raise
+            _log_failure("job_undo_not_noted", exc, {"job_id": held.job.id})
+        undo.close()
+        self._fail(held, failure)
 
     def _undo(self, held: HeldJob, step: Step) -> None:
         if step.undo is None:
             return
-        held.begin_undo()
         self._observe(held, step, "undo")
         try:
             step.undo(held)
@@ -379,24 +380,20 @@ class JobRunner:
 
     # -- the end ---------------------------------------------------------------------
 
-    def _fail(self, held: HeldJob, state: JobState, exc: Exception) -> None:
-        if isinstance(exc, CloudletError):
-            failure = Failure(code=exc.code, message=exc.message)
-        else:
-            log.error("job_crashed", extra={"job_id": held.job.id}, exc_info=exc)
-            failure = Failure(code="internal", message=f"an unexpected {type(exc).__name__}")
+    def _fail(self, held: HeldJob, failure: Failure) -> None:
         procedure = self._procedures[held.job.kind]
         try:
             procedure.on_failure(held, failure)
         except Exception as late:  # noqa: BLE001  # the failure itself has to be recorded
             _log_failure("job_on_failure_failed", late, {"job_id": held.job.id})
-        self._finish(held, state, failure)
+        cancelled = failure.code == JobCancelled.code
+        self._finish(held, JobState.CANCELLED if cancelled else JobState.FAILED, failure)
 
     def _give_back(self, held: HeldJob) -> None:
         try:
             job = held.give_back()
         except LeaseLost as exc:
-            log.warning("job_lease_lost", extra={"job_id": held.job.id, "reason": exc.message})
+            _log_lost(held, exc)
             return
         log.info("job_left_to_next_server", extra={"job_id": job.id, "stage": job.stage})
 
@@ -404,7 +401,7 @@ class JobRunner:
         try:
             job = held.finish(state, failure)
         except LeaseLost as exc:
-            log.warning("job_lease_lost", extra={"job_id": held.job.id, "reason": exc.message})
+            _log_lost(held, exc)
             return
         fields = {"job_id": job.id, "kind": job.kind, "state": job.state}
         log.info("job_finished", extra=fields | ({"code": failure.code} if failure else {}))
@@ -418,15 +415,25 @@ def _begun(job: Job, procedure: Procedure) -> int:
     return names.index(job.stage) + 1 if job.stage in names else 0
 
 
-def _is_lost(held: HeldJob) -> bool:
-    """Return whether another server has the Job; while nobody can tell, it is ours."""
-    try:
-        held.renew()
-    except LeaseLost:
-        return True
-    except CloudletError as exc:
-        _log_failure("job_lease_not_renewed", exc, {"job_id": held.job.id})
-    return False
+def _failure_of(held: HeldJob, exc: Exception) -> Failure:
+    if isinstance(exc, CloudletError):
+        return Failure(code=exc.code, message=exc.message)
+    log.error("job_crashed", extra={"job_id": held.job.id}, exc_info=exc)
+    return Failure(code="internal", message=f"an unexpected {type(exc).__name__}")
+
+
+def _why_rolled_back(job: Job) -> Failure:
+    """Return why a Job failed before its server died, or that this was it."""
+    if job.failure is not None:
+        return job.failure
+    if job.cancel_requested:
+        return Failure(code=JobCancelled.code, message=CANCELLED)
+    reason = "the server stopped in the middle; everything was undone"
+    return Failure(code=JobInterrupted.code, message=reason)
+
+
+def _log_lost(held: HeldJob, exc: LeaseLost) -> None:
+    log.warning("job_lease_lost", extra={"job_id": held.job.id, "reason": exc.message})
 
 
 def _log_failure(event: str, exc: Exception, fields: dict[str, str]) -> None:

@@ -204,6 +204,8 @@ class Job:
     attempts: int = 0
     result: dict[str, str] = field(default_factory=dict)
     failure: Failure | None = None
+    """Why it failed or was cancelled. Set before the first undo, while it is still RUNNING:
+    such a Job is being undone, and whoever takes it over can only undo it again."""
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

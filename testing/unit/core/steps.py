@@ -2,10 +2,15 @@
 """Moves that several tests of the core make."""
 
 from dataclasses import replace
+from io import BytesIO
 
+from pycloud.adapters.fakes import FakePackages, MemoryBlobs, fake_qcow2
+from pycloud.core.access import ADMIN
+from pycloud.core.intake import ImportRequest
 from pycloud.core.jobs import JobRunner
 from pycloud.core.model.runtime import JobState
-from testing.factories import HISTOGRAM
+from pycloud.core.ports import UnpackedPackage
+from testing.factories import HISTOGRAM, a_service_draft
 
 
 def instance_of(composed, instance):
@@ -13,13 +18,41 @@ def instance_of(composed, instance):
     return composed.core.instances.instance(instance.id)
 
 
+def want(composed, count, service_id=HISTOGRAM):
+    """Let so many copies of a Service be wanted; none is made yet."""
+    service = composed.core.catalog.service(service_id)
+    composed.store.services.replace(replace(service, warm_count=count))
+
+
 def fill(composed, count=1):
     """Let copies of the Service wait."""
-    service = composed.core.catalog.service(HISTOGRAM)
-    composed.store.services.replace(replace(service, warm_count=count))
+    want(composed, count)
     composed.core.background.reconciler.warm_pool.maintain()
     composed.run_jobs()
     assert composed.store.warm_domains.count() == count
+
+
+def a_package(draft=None, *, state=None):
+    """Return the bytes of a package as another cloudlet would make it."""
+    blobs = MemoryBlobs()
+    blobs.append(
+        "area", "disk", BytesIO(fake_qcow2(b"theirs")), offset_bytes=0, limit_bytes=1 << 30
+    )
+    if state is not None:
+        blobs.append("area", "state", BytesIO(state), offset_bytes=0, limit_bytes=1 << 30)
+    content = UnpackedPackage(
+        draft=draft or a_service_draft(), disk="disk", state="state" if state else None
+    )
+    FakePackages(blobs).pack("area", "package", content=content)
+    return blobs.open_staged("area", "package").read()
+
+
+def request_import(composed, content, **options):
+    """Ask for a Service from the bytes of a package; nothing is worked on yet."""
+    upload = composed.upload(content, file_name="theirs.csvm")
+    return composed.core.intake.request_import(
+        ImportRequest(upload_id=upload.id, **options), by=ADMIN
+    )
 
 
 def a_small_host(composed, *, free_mib):

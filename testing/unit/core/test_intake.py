@@ -2,17 +2,15 @@
 """Services from outside: through the gate, published whole or not at all."""
 
 from functools import partial
-from io import BytesIO
 
 import pytest
 
-from pycloud.adapters.fakes import FakePackages, MemoryBlobs, fake_qcow2, fake_raw, fake_save_image
+from pycloud.adapters.fakes import fake_qcow2, fake_raw, fake_save_image
 from pycloud.core.access import ADMIN
 from pycloud.core.intake import AddRequest, ImportRequest
 from pycloud.core.model.catalog import DiskFormat, MemoryKind
 from pycloud.core.model.identifiers import ServiceId
 from pycloud.core.model.runtime import JobKind, JobState, StartMethod
-from pycloud.core.ports import UnpackedPackage
 from pycloud.errors import (
     Conflict,
     DuplicateRecord,
@@ -24,34 +22,12 @@ from pycloud.errors import (
 from testing.composed import a_core
 from testing.factories import HISTOGRAM, a_service_draft
 from testing.unit.core.races import at_once
-from testing.unit.core.steps import crash
+from testing.unit.core.steps import a_package, crash, request_import
 
 
 @pytest.fixture
 def empty():
     return a_core()
-
-
-def a_package(draft=None, *, state=None):
-    """Return the bytes of a package as another cloudlet would make it."""
-    blobs = MemoryBlobs()
-    blobs.append(
-        "area", "disk", BytesIO(fake_qcow2(b"theirs")), offset_bytes=0, limit_bytes=1 << 30
-    )
-    if state is not None:
-        blobs.append("area", "state", BytesIO(state), offset_bytes=0, limit_bytes=1 << 30)
-    content = UnpackedPackage(
-        draft=draft or a_service_draft(), disk="disk", state="state" if state else None
-    )
-    FakePackages(blobs).pack("area", "package", content=content)
-    return blobs.open_staged("area", "package").read()
-
-
-def request_import(composed, content, **options):
-    upload = composed.upload(content, file_name="theirs.csvm")
-    return composed.core.intake.request_import(
-        ImportRequest(upload_id=upload.id, **options), by=ADMIN
-    )
 
 
 def finished(composed, job):

@@ -15,7 +15,7 @@ from pycloud.errors import StateUnusable
 from testing.composed import BASE_SETTINGS, a_core
 from testing.factories import HISTOGRAM, a_service_draft
 from testing.unit.core.races import at_once
-from testing.unit.core.steps import crash, fill
+from testing.unit.core.steps import crash, fill, want
 
 OTHER = ServiceId("other")
 
@@ -32,11 +32,6 @@ def maintain(composed, rounds=1):
 
 def waiting(composed):
     return [warm.service_id for warm in composed.store.warm_domains.find().items]
-
-
-def want(composed, count, service_id=HISTOGRAM):
-    service = composed.core.catalog.service(service_id)
-    composed.store.services.replace(replace(service, warm_count=count))
 
 
 def set_free_mib(composed, free_mib):
