@@ -256,7 +256,7 @@ class Settings:
     tool_timeout_s: int = _setting(1800, _integer(10, 86_400), "time that one run of qemu-img may take")
     # jobs
     job_workers: int = _setting(4, _integer(1, 64), "Jobs worked on at the same time by one server")
-    job_lease_s: float = _setting(8.0, _number(0.2, 600), "a Job whose server is silent for this long is taken over")
+    job_lease_s: float = _setting(8.0, _number(0.2, 600), "a Job whose server is silent for this long is taken over; the same for all servers of a host")
     reconcile_s: float = _setting(4.0, _number(0.2, 3600), "time between two comparisons of records and reality")
     keep_events: int = _setting(10_000, _integer(100, 10_000_000), "events kept for readers that come late")
     # discovery

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of one Job while this server holds its lease.
+"""Leases: the record of one Job while this server holds its lease, and whose have run out.
 
 All writes of the record by this server go through one object, so that the
 worker that changes stages and the heartbeat that renews the lease never race
@@ -7,11 +7,12 @@ each other; what other servers write (a wish to cancel) is merged in.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from pycloud.core.jobs.procedure import Recovery
+from pycloud.core.model.identifiers import JobId
 from pycloud.core.model.runtime import Failure, Job, JobState, Progress
 from pycloud.core.ports import Clock, Repository
 from pycloud.errors import CloudletError, JobCancelled, JobInterrupted, NotFound, StaleRecord
@@ -198,3 +199,39 @@ class HeldJob:
         if found.cancel_requested:
             self._cancelled.set()
         self._job = found
+
+
+class LeaseWatch:
+    """Tells which Jobs are nobody's any more. For one thread.
+
+    A lease ends at a time of the wall clock, which all servers of a Host share and which
+    may be set. Set back, it makes the lease of a dead server seem to last for hours: so one
+    that ends later than any can, by twice `lease_s`, counts as run out when it was not
+    renewed for `lease_s` of the monotonic clock. Set forward, it makes every lease seem to
+    have run out: then a server may take over what another one of the same Host works on,
+    until that has renewed it. No server can tell this from a death. The other one finds its
+    lease lost at its next write, and neither undoes nor finishes anything from there on.
+    """
+
+    def __init__(self, clock: Clock, *, lease_s: float) -> None:
+        self._clock = clock
+        self._lease_s = lease_s
+        self._seen: dict[JobId, tuple[datetime, float]] = {}
+        """Leases that end too late to be true, and since when they are as they are."""
+
+    def run_out(self, jobs: Iterable[Job]) -> tuple[Job, ...]:
+        """Return those of the Jobs, which are all that run, that nobody works on any more."""
+        before, self._seen = self._seen, {}
+        return tuple(job for job in jobs if self._has_run_out(job, before.get(job.id)))
+
+    def _has_run_out(self, job: Job, seen: tuple[datetime, float] | None) -> bool:
+        end, now = job.lease_expires_at, self._clock.now()
+        if end is None or end <= now:
+            return True
+        if end <= now + timedelta(seconds=2 * self._lease_s):
+            return False
+        since_s = self._clock.monotonic()
+        if seen is not None and seen[0] == end:
+            since_s = seen[1]
+        self._seen[job.id] = (end, since_s)
+        return self._clock.monotonic() - since_s >= self._lease_s

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from pycloud.core.jobs.lease import CANCELLED, HeldJob, LeaseLost
+from pycloud.core.jobs.lease import CANCELLED, HeldJob, LeaseLost, LeaseWatch
 from pycloud.core.jobs.ledger import Jobs
 from pycloud.core.jobs.procedure import Lane, Procedure, Recovery, Step, StepContext
 from pycloud.core.model.fleet import ThisHost
@@ -72,6 +72,7 @@ class JobRunner:
         self._store = store
         self._clock = clock
         self._options = options
+        self._leases = LeaseWatch(clock, lease_s=options.lease_s)
         self._observers = tuple(observers)
         self._procedures: dict[JobKind, Procedure] = {}
         self._held: dict[JobId, HeldJob] = {}
@@ -213,7 +214,13 @@ class JobRunner:
     # -- claiming --------------------------------------------------------------------
 
     def _claim_and_run(self, job_id: JobId) -> bool:
-        held = self._claim(job_id, JobState.QUEUED)
+        try:
+            job = self._store.jobs.get(job_id)
+        except NotFound:
+            return False
+        if job.state is not JobState.QUEUED or not self._is_ours(job):
+            return False
+        held = self._claim(job)
         if held is None:
             return False
         with self._holding(held):
@@ -226,12 +233,10 @@ class JobRunner:
         Those that go back are undone in this thread, which is short; those that go
         forward are queued again, because finishing one may take an hour.
         """
-        now = self._clock.now()
-        for job in self._in_state(JobState.RUNNING):
-            expired = job.lease_expires_at is None or job.lease_expires_at <= now
-            if not expired or not self._is_ours(job) or job.id in self._held:
-                # The wall clock may have jumped behind the lease of what is worked on here.
-                continue
+        running = self._in_state(JobState.RUNNING)
+        # The wall clock may have jumped behind the lease of what is worked on here.
+        others = [job for job in running if self._is_ours(job) and job.id not in self._held]
+        for job in self._leases.run_out(others):
             try:
                 self._recover(job)
             except CloudletError as exc:
@@ -249,7 +254,7 @@ class JobRunner:
         if forward and job.attempts < _MOST_ATTEMPTS:
             self._requeue(job)
             return
-        held = self._claim(job.id, JobState.RUNNING)
+        held = self._claim(job)
         if held is None:
             return
         log.warning("job_rolled_back", extra={"job_id": job.id, "stage": job.stage})
@@ -269,13 +274,10 @@ class JobRunner:
         log.warning("job_goes_on", extra={"job_id": job.id, "stage": job.stage})
         self._dispatch(queued)
 
-    def _claim(self, job_id: JobId, expected: JobState) -> HeldJob | None:
+    def _claim(self, job: Job) -> HeldJob | None:
+        """Take a Job as it was seen; None if it has changed since."""
         now = self._clock.now()
         try:
-            job = self._store.jobs.get(job_id)
-            expired = job.lease_expires_at is None or job.lease_expires_at <= now
-            if job.state is not expected or not expired or not self._is_ours(job):
-                return None
             claimed = self._store.jobs.replace(
                 replace(
                     job,

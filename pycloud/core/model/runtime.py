@@ -182,8 +182,8 @@ class Job:
     """A long operation: durable, leased to one server at a time, undone after a crash.
 
     `arguments` and `result` are flat string mappings; `stage` is the name of the
-    step that runs or ran last. `lease_owner` and `lease_expires_at` are set while
-    a server works on it.
+    step that runs or ran last. `lease_owner` and `lease_expires_at`, a time of that
+    server's wall clock, are set while a server works on it.
     """
 
     id: JobId

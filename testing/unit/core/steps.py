@@ -8,7 +8,6 @@ from pycloud.adapters.fakes import FakePackages, MemoryBlobs, fake_qcow2
 from pycloud.core.access import ADMIN
 from pycloud.core.intake import ImportRequest
 from pycloud.core.jobs import JobRunner
-from pycloud.core.model.runtime import JobState
 from pycloud.core.ports import UnpackedPackage
 from testing.factories import HISTOGRAM, a_service_draft
 
@@ -64,7 +63,7 @@ def a_small_host(composed, *, free_mib):
 def crash(composed, job, step, moment="end"):
     """Run a Job up to a step as a server would that is killed there."""
     runner: JobRunner = composed.core.background.runner
-    held = runner._claim(job.id, JobState.QUEUED)
+    held = runner._claim(job)
     for each in runner.procedures[job.kind].steps:
         held.enter(each.name, unit=each.unit, may_cancel=not each.final)
         if each.name == step and moment == "begin":

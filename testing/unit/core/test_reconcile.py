@@ -187,18 +187,20 @@ def test_disk_of_nobody_is_removed(cold):
 
 
 def test_domain_of_an_active_job_is_kept(cold):
-    cold.store.jobs.add(
+    job = cold.store.jobs.add(
         a_job(
             id=JobId("preparing"),
             kind=JobKind.SERVICE_PREPARE,
             state=JobState.RUNNING,
             lease_owner="other",
-            lease_expires_at=cold.clock.now() + timedelta(hours=1),
         )
     )
     run_domain_of(cold, "preparing")
 
-    cold.reconcile(5)
+    for _ in range(5):
+        end = cold.clock.now() + timedelta(seconds=8)
+        job = cold.store.jobs.replace(replace(job, lease_expires_at=end))
+        cold.reconcile()
 
     assert len(cold.hypervisor.domains()) == 1
 

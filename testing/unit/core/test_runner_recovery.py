@@ -2,6 +2,8 @@
 """The job runner after a crash, in threads, and when it is told to stop."""
 
 import threading
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -9,10 +11,13 @@ from pycloud.adapters.clock import SystemClock
 from pycloud.core.access import ADMIN
 from pycloud.core.jobs import Recovery
 from pycloud.core.jobs.ledger import JobRequest
+from pycloud.core.model.identifiers import HostId
 from pycloud.core.model.runtime import JobState
 from pycloud.errors import HypervisorError, JobCancelled, StoreUnavailable
 from testing.unit.core.bench import KIND, LEASE_S, Bench, crash, refuse
 from testing.unit.core.races import wait_until
+
+A_LEASE = timedelta(seconds=LEASE_S)
 
 
 @pytest.fixture
@@ -40,6 +45,76 @@ def test_recovery_leaves_alone_what_this_server_works_on(bench):
 
     assert bench.notes == ["first", "second", "last"]
     assert bench.job(job).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("recovery", Recovery)
+def test_interrupted_job_is_recovered_though_the_clock_was_set_back(recovery):
+    bench = Bench(recovery=recovery)
+    job = bench.interrupted("second", lease_expires_at=bench.clock.now() + A_LEASE)
+    bench.clock.set(bench.clock.now() - timedelta(hours=1))
+    bench.runner.recover()
+    before = bench.job(job)
+    bench.clock.advance(LEASE_S)
+
+    bench.runner.recover()
+    bench.runner.run_pending()
+
+    assert before.attempts == 1
+    assert bench.job(job).is_final
+
+
+def test_job_of_another_server_is_left_alone_when_the_clock_was_set_back(bench):
+    job = bench.submit()
+
+    def work(_context):
+        bench.clock.set(bench.clock.now() - timedelta(hours=1))
+        bench.other.recover()
+        for _ in range(3):
+            bench.clock.advance(LEASE_S / 2)
+            for held in bench.runner._held.values():
+                held.renew()
+            bench.other.recover()
+
+    bench.bodies["second"] = work
+
+    bench.runner.run_pending()
+
+    assert bench.notes == ["first", "second", "last"]
+    assert (bench.job(job).state, bench.job(job).attempts) == (JobState.SUCCEEDED, 1)
+
+
+def test_lease_that_another_server_renews_is_not_run_out_however_late_it_ends(bench):
+    job = bench.interrupted("second")
+    for _ in range(4):
+        late = bench.clock.now() + timedelta(hours=1)
+        job = bench.store.jobs.replace(replace(job, lease_expires_at=late))
+        bench.clock.advance(LEASE_S / 2)
+        bench.runner.recover()
+
+    assert bench.job(job) == job
+
+
+def test_lease_that_ends_a_little_late_lasts_until_then(bench):
+    job = bench.interrupted("second", lease_expires_at=bench.clock.now() + 2 * A_LEASE)
+    bench.runner.recover()
+    bench.clock.advance(2 * LEASE_S - 1)
+    bench.runner.recover()
+    before = bench.job(job).state
+    bench.clock.advance(1)
+
+    bench.runner.recover()
+
+    assert (before, bench.job(job).state) == (JobState.RUNNING, JobState.FAILED)
+
+
+def test_job_of_another_host_is_left_alone_however_late_its_lease_ends(bench):
+    late = bench.clock.now() + timedelta(hours=1)
+    job = bench.interrupted("second", lease_expires_at=late, host_id=HostId("next-door"))
+    for _ in range(4):
+        bench.runner.recover()
+        bench.clock.advance(LEASE_S)
+
+    assert bench.job(job) == job
 
 
 # -- after a crash ------------------------------------------------------------------------

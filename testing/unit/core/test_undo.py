@@ -295,7 +295,7 @@ def test_what_failed_is_gone_when_its_server_died_in_the_undo(request_job, step,
     composed.store.jobs.replace(replace(composed.core.jobs.job(job.id), failure=REFUSED))
     composed.clock.advance(LEASE_S + 1)
     if undone == "everything":
-        runner._undo_of_begun(runner._claim(job.id, JobState.RUNNING)).close()
+        runner._undo_of_begun(runner._claim(composed.core.jobs.job(job.id))).close()
         composed.clock.advance(LEASE_S + 1)
 
     runner.recover()
