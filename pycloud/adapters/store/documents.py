@@ -11,9 +11,9 @@ a list of pairs, because its keys may come from clients and MongoDB gives dots, 
 and NULs in keys a meaning of their own.
 
 How records may change: a new field needs a default, which documents written before it
-take on when they are read; every change of a record's fields also raises the schema
-version of the stores. A field that this pycloud does not know is an error, since
-dropping it would lose it at the next write.
+take on when they are read; every change of a record's fields, or of the values that an
+enumeration allows, also raises the schema version of the stores. A field that this
+pycloud does not know is an error, since dropping it would lose it at the next write.
 """
 
 import types

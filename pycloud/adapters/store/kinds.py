@@ -24,7 +24,8 @@ from pycloud.core.model.runtime import (
 from pycloud.errors import InvalidInput
 
 SCHEMA_VERSION = 2
-"""Raised with every change of a record's fields, of the kinds or of their indices.
+"""Raised with every change of a record's fields, of what an enumeration allows, of the kinds
+or of their indices. What is stored under each version stands in testing/golden/stored_records.
 
 2: Jobs, ServiceVMs, Apps, Uploads and Packages say on which Host they are; a Job that is
 running and has a failure is being undone."""
