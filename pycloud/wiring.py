@@ -72,11 +72,14 @@ from pycloud.settings import Settings
 
 _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
-_START_WORKERS = 32
-"""Starts mostly wait for a guest; they need threads, not processors."""
 _STALE_ROUNDS = 4
 _LEAST_STALE_S = 15.0
 """A busy libvirt may well take seconds for a round, however fast rounds are set to come."""
+_MOST_AT_WORK = 256
+"""Starts and stops mostly wait for a guest: they need threads, not processors. So each Instance
+that there may be has a worker, up to this many."""
+_REFUSALS = 8
+"""More workers than Instances: a start that finds no room is told so at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -400,12 +403,14 @@ def _store(settings: Settings, data: DataDirectory) -> Store:
 
 
 def _runner_options(settings: Settings, host: ThisHost) -> RunnerOptions:
+    at_work = min(settings.max_instances, _MOST_AT_WORK)
     return RunnerOptions(
         server_id=f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}",
         host=host,
         lease_s=settings.job_lease_s,
         workers={
-            Lane.INSTANCES: _START_WORKERS,
+            Lane.STARTS: at_work + _REFUSALS,
+            Lane.STOPS: at_work,
             Lane.CONTENT: settings.job_workers,
             Lane.BACKGROUND: 1,
         },

@@ -64,7 +64,7 @@ class Starting:
         """Return the body of the Job."""
         return Procedure(
             kind=JobKind.INSTANCE_START,
-            lane=Lane.INSTANCES,
+            lane=Lane.STARTS,
             recovery=Recovery.ROLL_BACK,
             is_complete=self._is_complete,
             on_failure=self._failed,

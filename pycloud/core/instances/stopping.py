@@ -23,7 +23,7 @@ class Stopping:
         """Return the body of the Job."""
         return Procedure(
             kind=JobKind.INSTANCE_STOP,
-            lane=Lane.INSTANCES,
+            lane=Lane.STOPS,
             recovery=Recovery.ROLL_FORWARD,
             steps=(
                 Step(name="power_off", run=self._power_off, final=True),

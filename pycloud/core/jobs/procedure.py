@@ -72,9 +72,10 @@ class Recovery(StrEnum):
 
 
 class Lane(StrEnum):
-    """Which workers take a Job, so that slow copies never delay a start."""
+    """Which workers take a Job, so that copies delay no start, and starts no stop."""
 
-    INSTANCES = "instances"
+    STARTS = "starts"
+    STOPS = "stops"
     CONTENT = "content"
     BACKGROUND = "background"
 

@@ -40,7 +40,7 @@ class Bench:
     def server(self, name, *, clock=None, lease_s=LEASE_S):
         host = ThisHost(id=THIS_HOST)
         jobs = Jobs(self.store, clock or self.clock, host=host)
-        workers = {Lane.INSTANCES: 2, Lane.CONTENT: 2, Lane.BACKGROUND: 1}
+        workers = {Lane.CONTENT: 2}
         runner = JobRunner(
             jobs,
             store=self.store,
