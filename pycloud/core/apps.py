@@ -3,27 +3,24 @@
 
 import hashlib
 import re
-import struct
-import zipfile
 from dataclasses import dataclass, fields, replace
 from typing import BinaryIO
 from uuid import uuid4
 
+from pycloud.core.apk import require_apk
 from pycloud.core.model.catalog import App
 from pycloud.core.model.changes import UNCHANGED, Unchanged, given_in
 from pycloud.core.model.identifiers import AppId, BlobId, Principal, ServiceId, UploadId
 from pycloud.core.model.runtime import Event
 from pycloud.core.ports import Blobs, Clock, Slice, Store, every
 from pycloud.core.uploads import CONTENT, Uploads
-from pycloud.errors import InvalidInput, PackageRefused, QuotaExceeded, StaleRecord
+from pycloud.errors import InvalidInput, QuotaExceeded, StaleRecord
 
 _NAME = re.compile(r"[A-Za-z0-9 ._-]{1,64}")
 _TEXT = re.compile(r"[^\x00-\x08\x0b-\x1f]{0,4096}")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _READ_BYTES = 1024 * 1024
 _ANDROID = "android"
-_ZIP_ERRORS = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error)
-"""What `zipfile` raises for a directory that is broken in one way or another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +174,7 @@ class Apps:
     def _inspect(self, upload_id: UploadId, draft: AppDraft) -> str:
         with self._blobs.open_staged(upload_id, CONTENT) as stream:
             if draft.os_name.lower() == _ANDROID:
-                _require_apk(stream)
+                require_apk(stream)
             stream.seek(0)
             digest = hashlib.md5(usedforsecurity=False)
             while piece := stream.read(_READ_BYTES):
@@ -193,19 +190,6 @@ class Apps:
                 resource=f"app/{app_id}",
                 actor=by,
             )
-        )
-
-
-def _require_apk(stream: BinaryIO) -> None:
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            names = archive.namelist()
-    except _ZIP_ERRORS as exc:
-        raise PackageRefused("the file is not an APK: no readable zip", reason="not_zip") from exc
-    if "AndroidManifest.xml" not in names:
-        raise PackageRefused(
-            "the file is a zip but not an APK: AndroidManifest.xml is missing",
-            reason="no_manifest",
         )
 
 
