@@ -36,6 +36,7 @@ from pycloud.errors import (
 _CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ZEROS = bytes(_CHUNK_BYTES)
+_SECOND_NAME = ".shared"
 
 
 class DiskBlobs:
@@ -111,6 +112,19 @@ class DiskBlobs:
         finally:
             os.close(fd)
         return ref
+
+    def share(self, area: str, name: str) -> BlobRef:
+        """Adopt a staged file under a second name, so that the first one stays.
+
+        Durable on return. Raises NotFound when there is no such staged file.
+        """
+        os.close(self._open_staged(area, name))
+        staged = self._data.staged_path(area, name)
+        second = staged.with_name(f"{name}{_SECOND_NAME}")
+        with disk_errors(f"the staged file {name} cannot be shared"):
+            second.unlink(missing_ok=True)
+            second.hardlink_to(staged)
+        return self.adopt(area, second.name)
 
     def discard(self, area: str) -> None:
         """Remove a staging area with all it holds; idempotent."""

@@ -116,7 +116,8 @@ class Apps:
     def add(self, draft: AppDraft, upload_id: UploadId, *, by: Principal) -> App:
         """Take an uploaded package into the store.
 
-        Raises InvalidInput, PackageRefused, QuotaExceeded, OnAnotherHost; the upload stays.
+        Raises InvalidInput, PackageRefused, QuotaExceeded, OnAnotherHost; the upload stays
+        then, and after any other failure, so that it can be tried again.
         """
         upload = self._uploads.complete(upload_id)
         self._host.require("upload", upload_id, upload.host_id)
@@ -134,7 +135,8 @@ class Apps:
                 id=AppId(uuid4().hex),
                 **given,
                 file_name=_file_name(draft),
-                blob=self._blobs.adopt(upload_id, CONTENT),
+                # Until the record stands, the upload has to be whole for another try.
+                blob=self._blobs.share(upload_id, CONTENT),
                 md5sum=md5sum,
                 host_id=self._host.id,
                 created_at=now,

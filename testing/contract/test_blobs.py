@@ -182,6 +182,45 @@ def test_adopt_leaves_the_file_staged_when_it_is_cancelled(blobs):
     assert list(blobs.stored()) == []
 
 
+def test_share_stores_the_content_and_leaves_it_staged(blobs):
+    stage(blobs, b"content")
+
+    ref = blobs.share("area", "file")
+
+    with blobs.open(ref.id) as stream:
+        assert stream.read() == b"content"
+    assert staged(blobs) == b"content"
+    assert ref == adopted(blobs, b"content")
+
+
+def test_share_may_be_repeated(blobs):
+    stage(blobs, b"content")
+    first = blobs.share("area", "file")
+
+    second = blobs.share("area", "file")
+    blobs.remove(second.id)
+    third = blobs.share("area", "file")
+    blobs.discard("area")
+
+    assert first == second == third
+    blobs.verify(third.id)
+    assert list(blobs.stored()) == [third]
+
+
+def test_share_keeps_the_content_when_the_area_is_discarded(blobs):
+    stage(blobs, b"content")
+    ref = blobs.share("area", "file")
+
+    blobs.discard("area")
+
+    blobs.verify(ref.id)
+
+
+def test_share_fails_when_nothing_is_staged(blobs):
+    with pytest.raises(NotFound):
+        blobs.share("area", "file")
+
+
 def test_discard_removes_everything_in_the_area(blobs):
     stage(blobs, b"a", name="a")
     stage(blobs, b"b", name="b")

@@ -80,6 +80,11 @@ class MemoryBlobs:
             self._areas[area].pop(name, None)
         return BlobRef(id=digest, size_bytes=len(content))
 
+    def share(self, area: str, name: str) -> BlobRef:
+        """Copy a staged file into the content store."""
+        with self._lock:
+            return self.put(bytes(self._staged(area, name)))
+
     def discard(self, area: str) -> None:
         """Remove a staging area."""
         with self._lock:

@@ -56,6 +56,13 @@ class Blobs(Protocol):
         """Hash a staged file and move it into the content store; idempotent by content."""
         ...
 
+    def share(self, area: str, name: str) -> BlobRef:
+        """Make a staged file content as `adopt` does, but leave it staged as well.
+
+        It takes no room twice, and must not be written to any more.
+        """
+        ...
+
     def discard(self, area: str) -> None:
         """Remove a staging area with all it holds; idempotent."""
         ...

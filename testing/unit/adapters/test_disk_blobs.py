@@ -215,6 +215,16 @@ def test_append_leaves_nothing_when_the_disk_is_full(blobs, data, file_size_limi
     assert not data.staged_path("area", "file").exists()
 
 
+def test_share_takes_no_room_twice_and_leaves_one_name(blobs, data):
+    stage(blobs, b"content")
+
+    ref = blobs.share("area", "file")
+    blobs.share("area", "file")
+
+    assert data.blob_path(ref.id).samefile(data.staged_path("area", "file"))
+    assert [path.name for path in data.area_path("area").iterdir()] == ["file"]
+
+
 def test_append_keeps_what_was_there_when_the_disk_is_full(blobs, data, file_size_limit):
     stage(blobs, b"first")
 

@@ -18,6 +18,7 @@ from pycloud.errors import (
     PackageRefused,
     QuotaExceeded,
     StaleRecord,
+    StoreUnavailable,
 )
 from testing.composed import BASE_SETTINGS, a_core
 from testing.factories import HISTOGRAM, an_app
@@ -62,6 +63,25 @@ def test_what_is_no_apk_is_refused_and_the_upload_kept(composed, content, reason
 
     assert caught.value.reason == reason
     assert (composed.store.uploads.count(), composed.store.apps.count()) == (1, 0)
+
+
+def test_app_whose_record_is_not_written_can_be_added_again(composed, monkeypatch):
+    upload = composed.upload(an_apk(), file_name="any.apk")
+
+    def fail(_app):
+        raise StoreUnavailable("for a moment")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(composed.store.apps, "add", fail)
+        with pytest.raises(StoreUnavailable):
+            composed.core.apps.add(AppDraft(name="a"), upload.id, by=ADMIN)
+    composed.reconcile(3)
+
+    app = composed.core.apps.add(AppDraft(name="a"), upload.id, by=ADMIN)
+
+    with composed.core.apps.open(app) as stream:
+        assert stream.read() == an_apk()
+    assert (composed.store.uploads.count(), composed.blobs.areas()) == (0, ())
 
 
 def test_broken_zips_are_refused_and_nothing_worse(composed):
