@@ -37,6 +37,7 @@ _CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ZEROS = bytes(_CHUNK_BYTES)
 _SECOND_NAME = ".shared"
+_OWNER_ONLY = 0o600
 
 
 class DiskBlobs:
@@ -169,11 +170,22 @@ class DiskBlobs:
         finally:
             os.close(fd)
 
-    def remove(self, blob_id: BlobId) -> None:
-        """Remove content; idempotent. A process that has it open keeps what it has."""
+    def adoption(self, blob_id: BlobId) -> str:
+        """Return when the content came in last; empty while there is no such content."""
+        with disk_errors(f"the content {blob_id} cannot be looked at"):
+            return _adoption(self._data.blob_path(blob_id))
+
+    def remove(self, blob_id: BlobId, *, adoption: str | None = None) -> None:
+        """Remove content; idempotent. A process that has it open keeps what it has.
+
+        With `adoption`, what came in again since that was read stays.
+        """
         path = self._data.blob_path(blob_id)
         with disk_errors(f"the content {blob_id} cannot be removed"):
-            path.unlink(missing_ok=True)
+            with self._coming_and_going():
+                if adoption is not None and _adoption(path) != adoption:
+                    return
+                path.unlink(missing_ok=True)
             sync_directory(path.parent)
 
     def stored(self) -> Iterator[BlobRef]:
@@ -203,17 +215,40 @@ class DiskBlobs:
     def _move(self, staged: Path, ref: BlobRef) -> None:
         """Make the staged file the content, unless the same content is there already."""
         target = self._data.blob_path(ref.id)
-        try:
-            present = target.stat().st_size == ref.size_bytes
-        except FileNotFoundError:
-            present = False
-        if present:
-            staged.unlink()
-        else:
-            staged.rename(target)
+        with self._coming_and_going():
+            try:
+                present = target.stat().st_size == ref.size_bytes
+            except FileNotFoundError:
+                present = False
+            # Either way it has come in now, which `adoption` tells.
+            os.utime(target if present else staged)
+            if present:
+                staged.unlink()
+            else:
+                staged.rename(target)
+        if not present:
             sync_directory(target.parent)
             sync_directory(target.parent.parent)
         sync_directory(staged.parent)
+
+    @contextlib.contextmanager
+    def _coming_and_going(self) -> Iterator[None]:
+        """Let no content come in while some is removed, by any process; for moments only."""
+        fd = os.open(
+            self._data.content_lock_path(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _OWNER_ONLY
+        )
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _adoption(path: Path) -> str:
+    try:
+        return str(path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return ""
 
 
 def sync_directory(path: Path) -> None:

@@ -2,6 +2,7 @@
 """Where each thing lies in the data directory, and the only place that knows it.
 
     ROOT/blobs/<first two digits>/<sha256>   immutable content
+    ROOT/blobs/.lock                         locked while content comes in or goes
     ROOT/staging/<area>/<name>               files in the making, one area per owner
     ROOT/staging/<area>/.lock                locked by who has the area to itself
     ROOT/instances/<owner>/                  what one domain writes: disk, serial output
@@ -41,6 +42,10 @@ class DataDirectory:
         """Return where content with this digest lies. Raises InvalidInput."""
         digest = checked_blob_id(blob_id)
         return _made(self.blobs_dir() / digest[:2]) / digest
+
+    def content_lock_path(self) -> Path:
+        """Return the file that is locked while content comes in or goes."""
+        return self.blobs_dir() / ".lock"
 
     def staging_dir(self) -> Path:
         """Return the directory that holds all staging areas."""

@@ -216,11 +216,15 @@ class Reconciler:
             return
         needed = self._referenced_blobs()
         for blob in self.blobs.stored():
-            if blob.id in needed or not self._is_orphan(f"blob/{blob.id}"):
+            if blob.id in needed:
+                continue
+            # An App comes in without a Job, and what comes in again is not the same suspect.
+            adoption = self.blobs.adoption(blob.id)
+            if not self._is_orphan(f"blob/{blob.id}/{adoption}"):
                 continue
             # Once more, because the same content may have come in again since.
             if blob.id not in self._referenced_blobs() and not self._is_content_moving():
-                self.blobs.remove(blob.id)
+                self.blobs.remove(blob.id, adoption=adoption)
 
     def _referenced_blobs(self) -> frozenset[BlobId]:
         return (

@@ -4,6 +4,7 @@
 import hashlib
 import subprocess
 import sys
+import time
 from io import BytesIO
 
 import pytest
@@ -180,6 +181,36 @@ def test_adopt_leaves_the_file_staged_when_it_is_cancelled(blobs):
 
     assert staged(blobs) == b"content"
     assert list(blobs.stored()) == []
+
+
+@pytest.mark.parametrize("way", ["adopt", "share"])
+def test_adoption_changes_whenever_the_content_comes_in(blobs, way):
+    words = [blobs.adoption(ABSENT)]
+    for present in ("not yet", "already", "no longer"):
+        stage(blobs, b"content")
+        ref = getattr(blobs, way)("area", "file")
+        words.append(blobs.adoption(ref.id))
+        assert blobs.adoption(ref.id) == words[-1]
+        if present == "already":
+            blobs.remove(ref.id)
+            assert blobs.adoption(ref.id) == ""
+        # On a disk, two moments have to be further apart than a tick of the clock.
+        time.sleep(0.02)
+
+    assert len(set(words)) == 4
+
+
+def test_remove_keeps_what_came_in_again(blobs):
+    earlier = blobs.adoption(adopted(blobs, b"content").id)
+    time.sleep(0.02)
+    ref = adopted(blobs, b"content")
+
+    blobs.remove(ref.id, adoption=earlier)
+    kept = list(blobs.stored())
+    blobs.remove(ref.id, adoption=blobs.adoption(ref.id))
+    blobs.remove(ref.id, adoption=earlier)
+
+    assert (kept, list(blobs.stored())) == ([ref], [])
 
 
 def test_share_stores_the_content_and_leaves_it_staged(blobs):

@@ -2,6 +2,7 @@
 """Content and staging areas in memory; what a test stores is gone with the object."""
 
 import hashlib
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ class MemoryBlobs:
         self._areas: dict[str, dict[str, bytearray]] = {}
         self._taken: set[str] = set()
         self._content: dict[BlobId, bytes] = {}
+        self._adopted: dict[BlobId, str] = {}
+        self._adoptions = itertools.count(1)
         self._capacity_bytes = capacity_bytes
 
     @contextmanager
@@ -72,13 +75,11 @@ class MemoryBlobs:
         """Move a staged file into the content store."""
         with self._lock:
             content = bytes(self._staged(area, name))
-        digest = BlobId(hashlib.sha256(content).hexdigest())
         if report is not None:
             report(len(content), len(content))
         with self._lock:
-            self._content[digest] = content
             self._areas[area].pop(name, None)
-        return BlobRef(id=digest, size_bytes=len(content))
+            return self.put(content)
 
     def share(self, area: str, name: str) -> BlobRef:
         """Copy a staged file into the content store."""
@@ -115,10 +116,18 @@ class MemoryBlobs:
         if hashlib.sha256(content).hexdigest() != blob_id:
             raise BlobCorrupt(blob_id)
 
-    def remove(self, blob_id: BlobId) -> None:
+    def adoption(self, blob_id: BlobId) -> str:
+        """Return which adoption of all that there were brought it in last."""
+        with self._lock:
+            return self._adopted.get(blob_id, "")
+
+    def remove(self, blob_id: BlobId, *, adoption: str | None = None) -> None:
         """Remove content; idempotent."""
         with self._lock:
+            if adoption is not None and self._adopted.get(blob_id, "") != adoption:
+                return
             self._content.pop(blob_id, None)
+            self._adopted.pop(blob_id, None)
 
     def stored(self) -> Iterator[BlobRef]:
         """Iterate over the content there was when the iteration began."""
@@ -143,6 +152,7 @@ class MemoryBlobs:
         digest = BlobId(hashlib.sha256(content).hexdigest())
         with self._lock:
             self._content[digest] = content
+            self._adopted[digest] = str(next(self._adoptions))
         return BlobRef(id=digest, size_bytes=len(content))
 
     def corrupt(self, blob_id: BlobId) -> None:

@@ -83,8 +83,18 @@ class Blobs(Protocol):
         """Hash the content again. Raises BlobCorrupt, NotFound."""
         ...
 
-    def remove(self, blob_id: BlobId) -> None:
-        """Remove content; idempotent. The caller knows that nothing refers to it."""
+    def adoption(self, blob_id: BlobId) -> str:
+        """Return a word that changes whenever the content comes in, also if it is there.
+
+        Empty while there is no such content.
+        """
+        ...
+
+    def remove(self, blob_id: BlobId, *, adoption: str | None = None) -> None:
+        """Remove content; idempotent. The caller knows that nothing refers to it.
+
+        With `adoption`, what came in again since that was read stays.
+        """
         ...
 
     def stored(self) -> Iterator[BlobRef]:

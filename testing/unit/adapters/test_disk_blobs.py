@@ -16,6 +16,7 @@ from pycloud.adapters.blobs import DiskBlobs
 from pycloud.adapters.data_directory import DataDirectory
 from pycloud.core.model.identifiers import BlobId, InstanceId
 from pycloud.errors import BlobCorrupt, InsufficientStorage, InvalidInput, NotFound, StoreError
+from testing.unit.core.races import later
 
 PLENTY = 1 << 40
 MIB = 1 << 20
@@ -41,7 +42,7 @@ def deadly(real):
         return real(*args, **kwargs)
     return call
 
-for name in ("open", "ftruncate", "pwrite", "pread", "fsync", "fchmod", "rename", "unlink", "mkdir"):
+for name in ("open", "ftruncate", "pwrite", "pread", "fsync", "fchmod", "utime", "rename", "unlink", "mkdir"):
     setattr(os, name, deadly(getattr(os, name)))
 if action == "adopt":
     blobs.adopt("area", "file")
@@ -223,6 +224,28 @@ def test_share_takes_no_room_twice_and_leaves_one_name(blobs, data):
 
     assert data.blob_path(ref.id).samefile(data.staged_path("area", "file"))
     assert [path.name for path in data.area_path("area").iterdir()] == ["file"]
+
+
+def test_removal_waits_for_content_that_is_just_coming_in_and_then_leaves_it(blobs, monkeypatch):
+    stage(blobs, b"content")
+    ref = blobs.adopt("area", "file")
+    earlier = blobs.adoption(ref.id)
+    stage(blobs, b"content")
+    removals = []
+    note_time = os.utime
+
+    def note_time_late(path):
+        removals.append(later(lambda: blobs.remove(ref.id, adoption=earlier)))
+        with pytest.raises(TimeoutError):
+            removals[0].result(timeout=0.05)
+        note_time(path)
+
+    monkeypatch.setattr(os, "utime", note_time_late)
+
+    blobs.adopt("area", "file")
+
+    removals[0].result(timeout=10)
+    blobs.verify(ref.id)
 
 
 def test_append_keeps_what_was_there_when_the_disk_is_full(blobs, data, file_size_limit):

@@ -65,6 +65,54 @@ def test_what_is_no_apk_is_refused_and_the_upload_kept(composed, content, reason
     assert (composed.store.uploads.count(), composed.store.apps.count()) == (1, 0)
 
 
+@pytest.fixture
+def orphaned(composed):
+    """A cloudlet that is about to remove the content of an App that is gone."""
+    app = add(composed)
+    composed.core.apps.remove(app.id, generation=None, by=ADMIN)
+    composed.reconcile()
+    return composed
+
+
+def readable(composed, app):
+    with composed.core.apps.open(app) as stream:
+        return stream.read() == an_apk()
+
+
+def test_app_that_comes_in_again_while_its_content_is_removed_keeps_it(orphaned, monkeypatch):
+    added = []
+    remove = orphaned.blobs.remove
+
+    def add_first(blob_id, **options):
+        added.append(add(orphaned))
+        remove(blob_id, **options)
+
+    monkeypatch.setattr(orphaned.blobs, "remove", add_first)
+
+    orphaned.reconcile(3)
+
+    (app,) = added
+    assert readable(orphaned, app)
+
+
+def test_app_that_comes_in_again_is_given_time_for_its_record(orphaned, monkeypatch):
+    record = orphaned.store.apps.add
+
+    def record_late(app):
+        # Half of the time that a request has for its writes, and a round in the middle of it.
+        orphaned.clock.advance(1)
+        orphaned.core.background.reconciler.run()
+        return record(app)
+
+    monkeypatch.setattr(orphaned.store.apps, "add", record_late)
+    orphaned.clock.advance(3)
+
+    app = add(orphaned)
+    orphaned.reconcile(3)
+
+    assert readable(orphaned, app)
+
+
 def test_app_whose_record_is_not_written_can_be_added_again(composed, monkeypatch):
     upload = composed.upload(an_apk(), file_name="any.apk")
 
