@@ -251,7 +251,8 @@ def table_of(rows: list[Row]) -> Table:
 
 def median_of(measured: Sequence[Measured], figure: str) -> float:
     """Return the median of one figure of several rounds."""
-    return statistics.median(getattr(one, figure) for one in measured)
+    values: list[float] = [getattr(one, figure) for one in measured]
+    return statistics.median(values)
 
 
 def main() -> int:

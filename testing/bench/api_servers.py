@@ -9,14 +9,17 @@ Prints the port it listens on and serves until it is told to end.
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from wsgiref.types import WSGIApplication
 
 from pyramid.config import Configurator
+from pyramid.request import Request
 from pyramid.response import Response
 from waitress.server import create_server
 
 from pycloud import api, wiring
+from pycloud.core.model.identifiers import ServiceId
 from pycloud.settings import Settings, from_mapping
 from pycloud.web.granian_server import GranianServer
 from pycloud.web.process import stop_at_signals
@@ -62,7 +65,7 @@ def whole_application(directory: Path) -> tuple[WSGIApplication, Settings]:
     core = wiring.build_core(loaded)
     store = core.background.store
     for number in range(SERVICES):
-        store.services.add(a_service(id=f"service-{number:03}"))
+        store.services.add(a_service(id=ServiceId(f"service-{number:03}")))
     return api.make_app(core, loaded), loaded
 
 
@@ -74,23 +77,23 @@ def serve_bare(directory: Path) -> None:
         config.add_view(
             view_of((directory / f"{number}.body").read_bytes()), route_name=f"bare{number}"
         )
+    listener = bind("127.0.0.1", 0)
     server = create_server(
         config.make_wsgi_app(),
-        host="127.0.0.1",
-        port=0,
+        sockets=[listener],
         threads=THREADS,
         connection_limit=CONNECTIONS,
         asyncore_use_poll=True,
     )
     stop_at_signals(lambda: os._exit(0))
-    print(server.effective_port, flush=True)
+    print(listener.getsockname()[1], flush=True)
     server.run()
 
 
-def view_of(content: bytes):
+def view_of(content: bytes) -> Callable[[Request], Response]:
     """Return a view that answers with these bytes."""
 
-    def view(_request):
+    def view(_request: Request) -> Response:
         return Response(content, content_type="application/json")
 
     return view

@@ -16,7 +16,7 @@ from pycloud.core.facade import Core
 from pycloud.core.instances import StartRequest
 from pycloud.core.intake import AddRequest
 from pycloud.core.model.catalog import MemoryState, ServiceDraft, Upload
-from pycloud.core.model.identifiers import InstanceId, Principal, ServiceId
+from pycloud.core.model.identifiers import InstanceId, JobId, Principal, ServiceId
 from pycloud.core.model.runtime import Instance, Job, JobKind, JobState, StartMethod
 from pycloud.settings import Settings, from_mapping
 from pycloud.wiring import build_core
@@ -76,7 +76,7 @@ class OurCloudlet:
         service_id = ServiceId(f"demo-{memory_mib}")
         self._touch_mib = used_mib(memory_mib)
         added = self._add(_draft(service_id, memory_mib), prepare=True)
-        self._finished(self.core.jobs.job(added.result["prepare_job"]))
+        self._finished(self.core.jobs.job(JobId(added.result["prepare_job"])))
         return service_id
 
     def add_cold_service(self, memory_mib: int) -> ServiceId:
