@@ -5,9 +5,11 @@
 
 Each side has a process of its own: ours the whole application on the SQLite store behind
 our server, the bare one a single Pyramid view per path behind plain waitress with the
-same number of threads. They take turns in short rounds, so that whatever else the
-machine does meets both; the table shows medians. The load comes from this process, one
-thread that watches all its sockets at once, so it measures both sides alike.
+same number of threads. They take turns in many short rounds, and every other time the
+bare one is first, so that whatever else the machine does meets both; the table shows
+medians, and how far the middle half of the ratios lies apart: a ratio is worth no more
+than that. The load comes from this process, one thread that watches all its sockets at
+once, so it measures both sides alike.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from testing.bench.table import Effort, Table, ratio, ratio_of
+from testing.bench.table import Effort, Table, ratios
 
 PATHS = (
     ("/api/services", 0.7),
@@ -34,9 +36,20 @@ PATHS = (
 CLIENTS = (1, 16, 256)
 SERVICES = 20
 START_TIMEOUT_S = 60.0
-WARM_UP_S = 0.5
-ROUNDS = {Effort.FULL: (2.0, 5), Effort.QUICK: (0.5, 1)}
-"""Seconds of a round, and rounds of each side."""
+WARM_UP_S = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long each round is, and how many there are of each side."""
+
+    seconds: float
+    rounds: int
+
+
+PACES = {Effort.FULL: Pace(seconds=1.0, rounds=11), Effort.QUICK: Pace(seconds=0.4, rounds=2)}
+"""Single rounds differ by up to a factor of three while something else uses the processors,
+and as much with two seconds as with one, so there are many short ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,39 +205,56 @@ class Row:
     bare: tuple[Measured, ...]
 
     @property
-    def ratio(self) -> float:
-        """Our share of the bare rate."""
-        return ratio_of(
-            [one.requests_per_s for one in self.ours], [one.requests_per_s for one in self.bare]
-        )
+    def ratios(self) -> list[float]:
+        """Our shares of the bare rate, pair by pair."""
+        return rate_ratios(self.ours, self.bare)
 
 
 def tables(_directory: Path, effort: Effort) -> list[Table]:
     """Measure in short rounds; the servers keep their files in directories of their own."""
-    return [table_of(measure(*ROUNDS[effort]))]
+    return [table_of(measure(PACES[effort]))]
 
 
-def measure(seconds: float, rounds: int) -> list[Row]:
+def measure(pace: Pace) -> list[Row]:
     """Measure every path under every load."""
     loads = [Load(clients=count, keeps_alive=True) for count in CLIENTS]
     loads.append(Load(clients=16, keeps_alive=False))
     rows = []
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        directory = Path(name)
-        ours = stack.enter_context(server("ours", directory))
-        for number, (path, _) in enumerate(PATHS):
-            (directory / f"{number}.body").write_bytes(fetch(ours, path))
-        bare = stack.enter_context(server("bare", directory))
+        ports = both_sides(stack, Path(name))
         for path, _ in PATHS:
             for load in loads:
-                pairs = [
-                    tuple(Loader(port, path, load).run(seconds) for port in (ours, bare))
-                    for _ in range(rounds)
-                ]
-                rows.append(Row(path, load, *zip(*pairs, strict=True)))
+                ours, bare = zip(*in_pairs(ports, path, load, pace), strict=True)
+                rows.append(Row(path, load, ours, bare))
                 print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
     return rows
+
+
+def both_sides(stack: ExitStack, directory: Path) -> tuple[int, int]:
+    """Run our server and a bare one that returns the same bytes; returns their ports."""
+    ours = stack.enter_context(server("ours", directory))
+    for number, (path, _) in enumerate(PATHS):
+        (directory / f"{number}.body").write_bytes(fetch(ours, path))
+    return ours, stack.enter_context(server("bare", directory))
+
+
+def in_pairs(
+    ports: tuple[int, int], path: str, load: Load, pace: Pace
+) -> list[tuple[Measured, Measured]]:
+    """Measure two servers right after each other; each is first in every other pair."""
+    pairs = []
+    for number in range(pace.rounds):
+        in_turn = ports if number % 2 == 0 else ports[::-1]
+        found = {port: Loader(port, path, load).run(pace.seconds) for port in in_turn}
+        pairs.append((found[ports[0]], found[ports[1]]))
+    return pairs
+
+
+def rate_ratios(ours: Sequence[Measured], baseline: Sequence[Measured]) -> list[float]:
+    """Return the ratios of the rates of each pair."""
+    pairs = zip(ours, baseline, strict=True)
+    return [mine.requests_per_s / other.requests_per_s for mine, other in pairs]
 
 
 def table_of(rows: list[Row]) -> Table:
@@ -232,13 +262,13 @@ def table_of(rows: list[Row]) -> Table:
     promises = dict(PATHS)
     return Table(
         title="Cloudlet API against a bare Pyramid view on waitress, same bytes",
-        columns=("", "ours/s", "bare/s", "ratio", "at least", "p99 ours", "p99 bare"),
+        columns=("", "ours/s", "bare/s", "ratio (middle half)", "at least", "p99 ours", "p99 bare"),
         rows=tuple(
             (
                 f"{row.path.partition('?')[0]}, {row.load.name}",
                 f"{median_of(row.ours, 'requests_per_s'):.0f}",
                 f"{median_of(row.bare, 'requests_per_s'):.0f}",
-                ratio(row.ratio),
+                ratios(row.ratios),
                 f"{promises[row.path]:.1f}",
                 f"{median_of(row.ours, 'p99_ms'):.1f} ms",
                 f"{median_of(row.bare, 'p99_ms'):.1f} ms",
@@ -258,15 +288,17 @@ def median_of(measured: Sequence[Measured], figure: str) -> float:
 def main() -> int:
     """Measure, print the table, and fail if a promise is not kept."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of one round")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each side")
+    full = PACES[Effort.FULL]
+    parser.add_argument("--seconds", type=float, default=full.seconds, help="length of one round")
+    parser.add_argument("--rounds", type=int, default=full.rounds, help="rounds of each side")
     parser.add_argument("--markdown", action="store_true", help="print for a document")
     options = parser.parse_args()
-    rows = measure(options.seconds, options.rounds)
+    rows = measure(Pace(seconds=options.seconds, rounds=options.rounds))
     table = table_of(rows)
     print(table.markdown() if options.markdown else table.text())
     promises = dict(PATHS)
-    return 0 if all(row.ratio >= promises[row.path] for row in rows) else 1
+    kept = all(statistics.median(row.ratios) >= promises[row.path] for row in rows)
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":

@@ -17,15 +17,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from testing.bench.api import (
+    PACES,
     PATHS,
     START_TIMEOUT_S,
     Load,
-    Loader,
     Measured,
+    Pace,
+    in_pairs,
     median_of,
+    rate_ratios,
     server,
 )
-from testing.bench.table import Effort, Table, ratio, ratio_of
+from testing.bench.table import Effort, Table, ratios
 
 LOADS = (
     Load(clients=16, keeps_alive=True),
@@ -35,8 +38,6 @@ LOADS = (
 )
 DRIPPERS = 300
 DRIP_EVERY_S = 0.5
-ROUNDS = {Effort.FULL: (2.0, 5), Effort.QUICK: (0.5, 1)}
-"""Seconds of a round, and rounds of each server."""
 
 Pair = tuple[Measured, Measured]
 """granian and waitress, measured right after each other."""
@@ -44,39 +45,34 @@ Pair = tuple[Measured, Measured]
 
 def tables(_directory: Path, effort: Effort) -> list[Table]:
     """Measure in short rounds; the servers keep their files in directories of their own."""
-    return [table_of(measure(*ROUNDS[effort]))]
+    return [table_of(measure(PACES[effort]))]
 
 
-def measure(seconds: float, rounds: int) -> dict[str, list[Pair]]:
+def measure(pace: Pace) -> dict[str, list[Pair]]:
     """Measure every path under every load, and one load among clients that drip."""
     measured: dict[str, list[Pair]] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        ports = [
+        granian, waitress = (
             stack.enter_context(server(kind, Path(stack.enter_context(_inside(name)))))
             for kind in ("granian", "ours")
-        ]
+        )
+        ports = (granian, waitress)
         for path, _ in PATHS:
             for load in LOADS:
                 label = f"{path.partition('?')[0]}, {load.name}"
-                measured[label] = [_pair(ports, path, load, seconds) for _ in range(rounds)]
+                measured[label] = in_pairs(ports, path, load, pace)
                 print(".", end="", flush=True, file=sys.stderr)
         for port in ports:
             stack.enter_context(dripping(port))
         path, load = PATHS[0][0], LOADS[0]
-        measured[f"{path}, {load.name}, {DRIPPERS} others drip"] = [
-            _pair(ports, path, load, seconds) for _ in range(rounds)
-        ]
+        label = f"{path}, {load.name}, {DRIPPERS} others drip"
+        measured[label] = in_pairs(ports, path, load, pace)
     print(file=sys.stderr)
     return measured
 
 
 def _inside(directory: str) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(dir=directory)
-
-
-def _pair(ports: list[int], path: str, load: Load, seconds: float) -> Pair:
-    granian, waitress = (Loader(port, path, load).run(seconds) for port in ports)
-    return granian, waitress
 
 
 @contextmanager
@@ -113,20 +109,26 @@ def table_of(measured: dict[str, list[Pair]]) -> Table:
     rows = []
     for label, pairs in measured.items():
         granian, waitress = zip(*pairs, strict=True)
-        rates = [[one.requests_per_s for one in side] for side in (granian, waitress)]
         rows.append(
             (
                 label,
                 f"{median_of(granian, 'requests_per_s'):.0f}",
                 f"{median_of(waitress, 'requests_per_s'):.0f}",
-                ratio(ratio_of(*rates)),
+                ratios(rate_ratios(granian, waitress)),
                 f"{median_of(granian, 'p99_ms'):.1f} ms",
                 f"{median_of(waitress, 'p99_ms'):.1f} ms",
             )
         )
     return Table(
         title="Cloudlet API under granian against the same under waitress",
-        columns=("", "granian/s", "waitress/s", "ratio", "p99 granian", "p99 waitress"),
+        columns=(
+            "",
+            "granian/s",
+            "waitress/s",
+            "ratio (middle half)",
+            "p99 granian",
+            "p99 waitress",
+        ),
         rows=tuple(rows),
         notes=("Medians of all rounds. `pycloud/web/granian_server.py` says what it costs.",),
     )
@@ -135,11 +137,12 @@ def table_of(measured: dict[str, list[Pair]]) -> Table:
 def main() -> int:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of one round")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each server")
+    full = PACES[Effort.FULL]
+    parser.add_argument("--seconds", type=float, default=full.seconds, help="length of one round")
+    parser.add_argument("--rounds", type=int, default=full.rounds, help="rounds of each server")
     parser.add_argument("--markdown", action="store_true", help="print for a document")
     options = parser.parse_args()
-    table = table_of(measure(options.seconds, options.rounds))
+    table = table_of(measure(Pace(seconds=options.seconds, rounds=options.rounds)))
     print(table.markdown() if options.markdown else table.text())
     return 0
 

@@ -65,6 +65,14 @@ def seconds(values: Sequence[float]) -> str:
     return f"{middle:.3f} s ({min(values):.3f}-{max(values):.3f})"
 
 
+def ratios(values: Sequence[float]) -> str:
+    """Return the median of ratios, and between which the middle half of them lies."""
+    if len(values) == 1:
+        return ratio(values[0])
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{ratio(middle)} ({ratio(low)}-{ratio(high)})"
+
+
 def ratio(value: float) -> str:
     """Return a ratio with as many digits as it is worth."""
     return f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
