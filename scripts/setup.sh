@@ -31,6 +31,11 @@ readonly PYTHON_MINIMUM=3.11
 readonly APT_NEEDED_MIB=1500
 readonly APT_TEST_NEEDED_MIB=2500
 readonly VENV_NEEDED_MIB=600
+# A machine that was just made installs its own updates at first, for minutes.
+readonly LOCK_DEADLINE_S=300
+readonly LOCK_POLL_S=2
+# What apt-get update and dpkg say when another program is at work.
+readonly HELD_LOCK='Could not get lock|locked by another process'
 
 profile=run
 quiet=no
@@ -99,21 +104,37 @@ install_system_packages() {
             "Install by other means: ${missing[*]:-nothing}"
     become_root
     export DEBIAN_FRONTEND=noninteractive
-    if ! with_progress "Refreshing the package lists" apt_percent as_root apt_get update; then
-        have_package_lists || fail_with_log "apt-get update failed"
-        echo "The package lists could not all be refreshed; going on with those that are there." >&2
-    fi
+    refresh_lists
     ((${#missing[@]})) || return 0
     local needed=$APT_NEEDED_MIB
     [[ $profile == run ]] || needed=$APT_TEST_NEEDED_MIB
     require_space /var "$needed"
     require_space /usr "$needed"
     # An interrupted dpkg refuses every installation until it is told to finish.
-    with_progress "Finishing earlier installations" no_percent as_root finish_dpkg \
+    when_unlocked "Finishing earlier installations" no_percent as_root finish_dpkg \
         || fail_with_log "dpkg --configure -a failed"
     with_progress "Installing ${#missing[@]} system packages" apt_percent \
         as_root apt_get install --yes --no-install-recommends -- "${missing[@]}" \
         || fail_with_log "apt-get could not install: ${missing[*]}"
+}
+
+refresh_lists() {
+    when_unlocked "Refreshing the package lists" apt_percent as_root apt_get update && return
+    have_package_lists || fail_with_log "apt-get update failed"
+    echo "The package lists could not all be refreshed; going on with those that are there." >&2
+}
+
+# As with_progress, and again and again while another program holds a lock of apt's or dpkg's.
+when_unlocked() {
+    local deadline=$((SECONDS + LOCK_DEADLINE_S)) held told=no
+    until with_progress "$@"; do
+        held=$(grep -m 1 -E -- "$HELD_LOCK" "$log") && ((SECONDS < deadline)) || return 1
+        if [[ $told == no ]]; then
+            told=yes
+            echo "Waiting up to $LOCK_DEADLINE_S s for another program that installs packages: ${held#E: }"
+        fi
+        sleep "$LOCK_POLL_S"
+    done
 }
 
 # Prints the packages of the lists in use that are not installed.
@@ -169,8 +190,12 @@ have_package_lists() {
     compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null
 }
 
+is_root() {
+    (($(id -u) == 0))
+}
+
 become_root() {
-    ((EUID)) || return 0
+    ! is_root || return 0
     local command="apt-get install ${missing[*]}"
     command -v sudo >/dev/null || fail "system packages are missing, and there is no sudo. As root: $command"
     sudo -n true 2>/dev/null && return
@@ -182,12 +207,13 @@ become_root() {
 # Runs a function of this script, alone in a shell of root's.
 as_root() {
     local body
-    body="set -euo pipefail; export DEBIAN_FRONTEND=noninteractive; $(declare -f "$1"); "
+    # Messages in English, because some of them are looked for.
+    body="set -euo pipefail; export DEBIAN_FRONTEND=noninteractive LC_ALL=C; $(declare -f "$1"); "
     body+="status=$(printf %q "$scratch/status"); $(printf '%q ' "$@")"
-    if ((EUID)); then
-        sudo -- bash -c "$body"
-    else
+    if is_root; then
         bash -c "$body"
+    else
+        sudo -- bash -c "$body"
     fi
 }
 
@@ -302,7 +328,7 @@ pip_install() {
 # libvirt probes QEMU anew before every call, 4 s each, while the device exists and cannot be
 # used; elsewhere udev sets this group and mode.
 allow_kvm() {
-    ((EUID == 0)) && [[ -c /dev/kvm && ! -e /run/udev/control ]] || return 0
+    is_root && [[ -c /dev/kvm && ! -e /run/udev/control ]] || return 0
     [[ $(stat -c '%U:%G %a' /dev/kvm) == "root:root 600" ]] || return 0
     getent group kvm >/dev/null || groupadd --system kvm
     if chown root:kvm /dev/kvm 2>/dev/null && chmod 0660 /dev/kvm 2>/dev/null; then

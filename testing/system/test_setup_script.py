@@ -5,7 +5,7 @@ A machine is a folder of commands that is the whole PATH, with stand-ins for tho
 change the real one.
 """
 
-import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = (
-    "awk bash cat comm cut df dirname dpkg env flock grep mktemp mv python3 rm sed"
-    " sha256sum sleep sort stat tail touch"
+    "awk bash cat comm cut df dirname dpkg env flock grep id mktemp mv python3 rm sed"
+    " sha256sum sleep sort stat tail timeout touch true wc"
 ).split()
 EVERYTHING_INSTALLED = (
     'for name in "$@"; do case $name in -*) ;; *) echo "$name installed" ;; esac; done'
@@ -46,6 +46,23 @@ class Machine:
         path.unlink(missing_ok=True)
         path.write_text(f"#!/bin/bash\n{script}\n", encoding="ascii")
         path.chmod(0o755)
+
+    def be_user(self, sudo: str = 'while [[ $1 == -* ]]; do shift; done; exec "$@"') -> None:
+        """Run as an ordinary user, whoever runs the tests; sudo asks for no password."""
+        self.replace("id", "echo 1000")
+        self.replace("sudo", sudo)
+
+    def hurry(self, lock_deadline_s: int = 30) -> None:
+        """Let the script look again at once, and give up on locks of others after this time."""
+        self.replace("sleep", f"exec {shutil.which('sleep')} 0.1")
+        script = self.checkout / "scripts" / "setup.sh"
+        text, count = re.subn(
+            r"(?m)^(readonly LOCK_DEADLINE_S)=300$",
+            rf"\1={lock_deadline_s}",
+            script.read_text("utf-8"),
+        )
+        assert count == 1
+        script.write_text(text, "utf-8")
 
     def list_packages(self, lines: str) -> None:
         (self.checkout / "scripts" / "packages-run.txt").write_text(lines, encoding="ascii")
@@ -96,8 +113,7 @@ def test_setup_names_the_packages_when_there_is_no_apt(machine: Machine) -> None
 def test_setup_installs_only_what_is_missing_and_for_this_machine(
     machine: Machine, tmp_path: Path
 ) -> None:
-    if os.geteuid() != 0:
-        machine.replace("sudo", 'while [[ $1 == -* ]]; do shift; done; exec "$@"')
+    machine.be_user()
     machine.replace("dpkg-query", 'echo "present installed"; exit 1')
     machine.replace(
         "apt-get", f'[[ " $* " == *" update "* ]] || echo "$@" >{tmp_path}/calls; exit 7'
@@ -114,6 +130,84 @@ def test_setup_installs_only_what_is_missing_and_for_this_machine(
     assert status == 1
     assert "apt-get could not install: absent here needed" in output
     assert (tmp_path / "calls").read_text().split()[-4:] == ["--", "absent", "here", "needed"]
+
+
+@pytest.mark.parametrize(
+    ("command", "refusal"),
+    [
+        (
+            "apt-get",
+            "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7 (apt-get)",
+        ),
+        ("dpkg", "dpkg: error: dpkg frontend lock was locked by another process with pid 7"),
+    ],
+)
+def test_setup_tries_again_when_another_program_holds_a_lock(
+    machine: Machine, tmp_path: Path, command: str, refusal: str
+) -> None:
+    machine.be_user()
+    machine.hurry()
+    machine.replace("dpkg-query", NOTHING_INSTALLED)
+    machine.list_packages("absent\n")
+    machine.replace(
+        "apt-get", f'[[ " $* " == *" update "* ]] || {{ touch {tmp_path}/end; exit 7; }}'
+    )
+    machine.replace("dpkg", "[[ $1 != --print-architecture ]] || echo amd64")
+    plain = (machine.commands / command).read_text().removeprefix("#!/bin/bash\n")
+    machine.replace(
+        command,
+        'if [[ $1 != --print-architecture && " $* " != *" install "* ]]; then\n'
+        f"  echo $LC_ALL >>{tmp_path}/tries\n"
+        f"  (($(wc -l <{tmp_path}/tries) > 2)) || {{ echo '{refusal}' >&2; exit 100; }}\nfi\n"
+        + plain,
+    )
+
+    status, output = machine.set_up()
+
+    assert status == 1
+    assert (tmp_path / "end").exists(), output
+    assert "apt-get could not install: absent" in output
+    # The messages of other languages would not be recognised.
+    assert (tmp_path / "tries").read_text().splitlines() == ["C"] * 3
+    assert output.count(refusal.removeprefix("E: ")) == 1
+    assert "Waiting" in output
+
+
+def test_setup_gives_up_when_a_lock_stays_held(machine: Machine) -> None:
+    machine.be_user()
+    machine.replace("dpkg-query", NOTHING_INSTALLED)
+    machine.list_packages("absent\n")
+    machine.replace("apt-get", "exit 0")
+    machine.replace(
+        "dpkg",
+        "[[ $1 != --print-architecture ]] || { echo amd64; exit; }\n"
+        "echo dpkg: error: dpkg frontend lock was locked by another process with pid 7; exit 2",
+    )
+    machine.hurry(lock_deadline_s=1)
+
+    status, output = machine.set_up()
+
+    assert status == 1
+    assert "dpkg --configure -a failed" in output
+
+
+def test_setup_does_not_wait_when_the_failure_is_another(machine: Machine, tmp_path: Path) -> None:
+    machine.be_user()
+    machine.replace("dpkg-query", NOTHING_INSTALLED)
+    machine.list_packages("absent\n")
+    machine.replace("apt-get", "exit 0")
+    machine.replace(
+        "dpkg",
+        "[[ $1 != --print-architecture ]] || { echo amd64; exit; }\n"
+        f"echo x >>{tmp_path}/tries; echo dpkg: error: the status database is broken; exit 2",
+    )
+
+    status, output = machine.set_up()
+
+    assert status == 1
+    assert "the status database is broken" in output
+    assert "Waiting" not in output
+    assert (tmp_path / "tries").read_text() == "x\n"
 
 
 def test_setup_refuses_before_it_starts_when_the_disk_is_too_full(machine: Machine) -> None:
