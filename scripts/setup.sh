@@ -36,6 +36,8 @@ readonly LOCK_DEADLINE_S=300
 readonly LOCK_POLL_S=2
 # What apt-get update and dpkg say when another program is at work.
 readonly HELD_LOCK='Could not get lock|locked by another process'
+# Archives drop a version some time after the next one has come.
+readonly LISTS_FRESH_DAYS=3
 
 profile=run
 quiet=no
@@ -92,13 +94,15 @@ parse_arguments() {
 
 needs_work() {
     mapfile -t missing < <(missing_packages)
-    ((${#missing[@]})) || ! have_package_lists || ! environment_is_current
+    ((${#missing[@]})) || ! have_package_lists || want_newer_lists || ! environment_is_current
 }
 
 # --- system packages ----------------------------------------------------------------------------
 
 install_system_packages() {
-    ((${#missing[@]})) || ! have_package_lists || return 0
+    if ((!${#missing[@]})) && have_package_lists; then
+        want_newer_lists && can_refresh_lists || return 0
+    fi
     command -v apt-get >/dev/null \
         || fail "this machine has no apt-get; pycloud's set-up knows Debian and Ubuntu." \
             "Install by other means: ${missing[*]:-nothing}"
@@ -188,6 +192,25 @@ any_word_in() {
 have_package_lists() {
     command -v apt-get >/dev/null || return 0
     compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null
+}
+
+# Says whether what the builder will download may be gone from the archive by now.
+want_newer_lists() {
+    command -v apt-get >/dev/null || return 1
+    ! compgen -G "${XDG_CACHE_HOME:-$HOME/.cache}/pycloud/guest-packages/packages-*.json" >/dev/null \
+        || return 1
+    # The lists themselves carry the archive's times; these folders tell when they last changed.
+    local changed
+    changed=$(stat --format=%Y -- /var/lib/apt/lists /var/lib/apt/lists/partial 2>/dev/null \
+        | sort -n | tail -n 1) || true
+    ((EPOCHSECONDS - ${changed:-0} > LISTS_FRESH_DAYS * 24 * 3600))
+}
+
+# Nobody is asked for a password for it, because old lists often do.
+can_refresh_lists() {
+    ! is_root && ! sudo -n true 2>/dev/null || return 0
+    echo "The package lists are old. If the demo VM cannot be built, run: sudo apt-get update" >&2
+    return 1
 }
 
 is_root() {

@@ -8,6 +8,7 @@ change the real one.
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ EVERYTHING_INSTALLED = (
     'for name in "$@"; do case $name in -*) ;; *) echo "$name installed" ;; esac; done'
 )
 NOTHING_INSTALLED = "exit 1"
+DAY_S = 86400
 
 
 class Machine:
@@ -51,6 +53,11 @@ class Machine:
         """Run as an ordinary user, whoever runs the tests; sudo asks for no password."""
         self.replace("id", "echo 1000")
         self.replace("sudo", sudo)
+
+    def age_lists(self, days: int) -> None:
+        """Let the package lists have been refreshed so long ago."""
+        written_s = int(time.time()) - days * DAY_S
+        self.replace("stat", f"echo {written_s}; echo {written_s - 1000}")
 
     def hurry(self, lock_deadline_s: int = 30) -> None:
         """Let the script look again at once, and give up on locks of others after this time."""
@@ -208,6 +215,47 @@ def test_setup_does_not_wait_when_the_failure_is_another(machine: Machine, tmp_p
     assert "the status database is broken" in output
     assert "Waiting" not in output
     assert (tmp_path / "tries").read_text() == "x\n"
+
+
+@pytest.mark.parametrize(
+    ("age_days", "is_built", "is_refreshed"),
+    [(30, False, True), (1, False, False), (30, True, False)],
+)
+def test_setup_refreshes_old_lists_when_the_guest_has_to_be_built(
+    machine: Machine, tmp_path: Path, age_days: int, is_built: bool, is_refreshed: bool
+) -> None:
+    machine.be_user()
+    machine.age_lists(age_days)
+    machine.replace("apt-get", f'echo "$@" >>{tmp_path}/calls')
+    # Ends the set-up where the system's packages are done.
+    machine.replace("df", "echo Avail; echo 10")
+    if is_built:
+        packages = machine.checkout / ".cache" / "pycloud" / "guest-packages"
+        packages.mkdir(parents=True)
+        (packages / "packages-debian-12.json").touch()
+
+    status, output = machine.set_up()
+
+    assert status == 1
+    assert "not enough disk space" in output
+    assert (tmp_path / "calls").exists() is is_refreshed
+    assert not is_refreshed or " update" in (tmp_path / "calls").read_text()
+
+
+def test_setup_goes_on_with_old_lists_when_sudo_wants_a_password(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.be_user("exit 1")
+    machine.age_lists(30)
+    machine.replace("apt-get", f"touch {tmp_path}/calls")
+    machine.replace("df", "echo Avail; echo 10")
+
+    status, output = machine.set_up()
+
+    assert status == 1
+    assert "sudo apt-get update" in output
+    assert "not enough disk space" in output
+    assert not (tmp_path / "calls").exists()
 
 
 def test_setup_refuses_before_it_starts_when_the_disk_is_too_full(machine: Machine) -> None:
