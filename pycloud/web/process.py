@@ -15,7 +15,10 @@ from pycloud.settings import Settings
 logger = logging.getLogger(__name__)
 
 _SPARE_FILES = 256
-"""File descriptors for everything that is not a connection."""
+"""File descriptors for everything that is neither a connection nor at work for an Instance."""
+_FILES_OF_AN_INSTANCE = 5
+"""Its start and its stop each have a worker with a database open, which takes two; one more
+asks whether its service answers."""
 
 
 def prepare_process(settings: Settings) -> None:
@@ -23,7 +26,8 @@ def prepare_process(settings: Settings) -> None:
 
     Raises InvalidSettings for a data directory that cannot be written.
     """
-    _raise_file_limit(settings.connection_limit + _SPARE_FILES)
+    at_work = _FILES_OF_AN_INSTANCE * settings.max_instances
+    _raise_file_limit(settings.connection_limit + at_work + _SPARE_FILES)
     bodies = settings.data_dir / "bodies"
     try:
         bodies.mkdir(mode=0o700, parents=True, exist_ok=True)
