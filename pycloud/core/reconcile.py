@@ -9,10 +9,11 @@ between two writes of a healthy operation everything looks orphaned.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Protocol, TypeVar
 
 from pycloud.core.apps import Apps
 from pycloud.core.catalog import Catalog
@@ -34,7 +35,7 @@ from pycloud.core.model.runtime import (
     JobKind,
     JobState,
 )
-from pycloud.core.ports import Blobs, Store, every
+from pycloud.core.ports import Blobs, Repository, Store, every
 from pycloud.core.uploads import Uploads
 from pycloud.core.warm_pool import WarmPool
 from pycloud.errors import CloudletError, IllegalTransition, NotFound, StaleRecord
@@ -47,6 +48,9 @@ _STARTING = (InstanceState.REQUESTED, InstanceState.STARTING)
 _GRACE_S = 2.0
 """A request, which unlike a Job holds no lease, makes all its writes within this time; rounds
 may be set to come faster."""
+_MOST_FINISHED = 1000
+"""Of each kind and outcome. Clients whose starts are refused may try hundreds of times a second,
+and to find what is popular every round reads all Instances: 50 ms for so many, from SQLite."""
 _CONTENT_JOBS = frozenset(
     {
         JobKind.SERVICE_ADD,
@@ -56,6 +60,22 @@ _CONTENT_JOBS = frozenset(
     }
 )
 """Between taking content in and recording what it is for, nothing refers to it."""
+
+
+class _Record(Protocol):
+    """What all records have."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def generation(self) -> int: ...
+
+    @property
+    def created_at(self) -> datetime: ...
+
+
+R = TypeVar("R", bound=_Record)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,20 +264,30 @@ class Reconciler:
         self.instances.stop_overdue(by=_SYSTEM)
 
     def _finished(self) -> None:
-        """Forget what ended long ago."""
+        """Forget what ended long ago, and of what clients make without end all but the newest."""
         now = self.guests.clock.now()
         oldest = now - timedelta(seconds=self.options.keep_finished_s)
-        for instance in self._in_states((InstanceState.STOPPED, InstanceState.FAILED)):
-            if instance.updated_at < oldest:
-                forget = partial(self.store.instances.remove, generation=instance.generation)
-                _guarded("forget", partial(forget, instance.id))
+        for ended in (InstanceState.STOPPED, InstanceState.FAILED):
+            _forget(
+                self.store.instances,
+                {"state": ended},
+                # Nothing ends before it was made, so the later ones need no look.
+                until=oldest,
+                is_over=lambda instance: instance.updated_at < oldest,
+            )
         for state in FINAL_JOB_STATES:
-            for job in every(self.store.jobs, {"state": state}):
-                if job.finished_at is not None and job.finished_at < oldest:
-                    self.store.jobs.remove(job.id)
-        for reply in every(self.store.idempotent_replies):
-            if reply.expires_at <= now:
-                self.store.idempotent_replies.remove(reply.id)
+            _forget(
+                self.store.jobs,
+                {"state": state},
+                until=oldest,
+                is_over=lambda job: job.finished_at is not None and job.finished_at < oldest,
+            )
+        _forget(
+            self.store.idempotent_replies,
+            {},
+            until=now,
+            is_over=lambda reply: reply.expires_at <= now,
+        )
         self.store.events.trim(keep=self.options.keep_events)
 
     # -- what there is ------------------------------------------------------------------
@@ -308,6 +338,26 @@ class Reconciler:
             return self.store.jobs.get(instance.job_id)
         except NotFound:
             return None
+
+
+def _forget(
+    repository: Repository[R],
+    where: Mapping[str, str],
+    *,
+    until: datetime,
+    is_over: Callable[[R], bool],
+) -> None:
+    """Remove records that are over, and beyond the most that are kept the oldest ones.
+
+    None that was made after `until` is over.
+    """
+    surplus = repository.count(where) - _MOST_FINISHED
+    for position, record in enumerate(every(repository, where)):
+        if position >= surplus and record.created_at > until:
+            return
+        if position < surplus or is_over(record):
+            remove = partial(repository.remove, generation=record.generation)
+            _guarded("forget", partial(remove, record.id))
 
 
 def _is_dead(domain: DomainInfo | None) -> bool:

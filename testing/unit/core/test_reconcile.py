@@ -7,6 +7,7 @@ from io import BytesIO
 
 import pytest
 
+from pycloud.core import reconcile
 from pycloud.core.access import ADMIN
 from pycloud.core.machines import domain_id_of, domain_spec
 from pycloud.core.model.identifiers import InstanceId, JobId
@@ -450,6 +451,22 @@ def test_old_events_are_dropped():
     composed.reconcile()
 
     assert len(composed.store.events.after(0, limit=1000)) == 100
+
+
+def test_only_the_newest_of_what_ended_are_kept(cold, monkeypatch):
+    monkeypatch.setattr(reconcile, "_MOST_FINISHED", 3)
+    refused = []
+    for _ in range(5):
+        cold.hypervisor.fail_next("start", HypervisorError("no"))
+        refused.append(cold.start(HISTOGRAM))
+        cold.clock.advance(1)
+    running = cold.start(HISTOGRAM)
+
+    cold.reconcile()
+
+    kept = [instance.id for instance in cold.store.instances.find().items]
+    assert kept == [*(instance.id for instance in refused[-3:]), running.id]
+    assert len(cold.jobs(JobState.FAILED)) == 3
 
 
 def test_expired_upload_and_package_are_dropped(cold):
