@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pycloud.core.instances import StartRequest
+from pycloud.core.jobs import Procedure, Step
 from pycloud.core.model.runtime import JobKind, JobState
 from pycloud.settings import from_mapping
 from pycloud.wiring import build_core
@@ -30,7 +30,7 @@ from testing.system.crash.cloudlets import (
     settings_for,
     upload,
 )
-from testing.system.crash.scenarios import IMAGE, PACKAGE, SCENARIOS
+from testing.system.crash.scenarios import BROKEN, IMAGE, PACKAGE, SCENARIOS
 
 MIDWAY = {
     (JobKind.INSTANCE_START, "boot"),
@@ -47,7 +47,7 @@ MIDWAY = {
 """Steps whose effect takes long enough to be cut in its middle."""
 
 
-def _procedures_of_a_server(root: Path) -> dict[JobKind, tuple[str, ...]]:
+def _procedures_of_a_server(root: Path) -> Mapping[JobKind, Procedure]:
     core = build_core(
         from_mapping(
             {
@@ -58,28 +58,36 @@ def _procedures_of_a_server(root: Path) -> dict[JobKind, tuple[str, ...]]:
             }
         ).settings
     )
-    return {
-        kind: tuple(step.name for step in procedure.steps)
-        for kind, procedure in core.background.runner.procedures.items()
-    }
+    return core.background.runner.procedures
+
+
+def _moments(procedure: Procedure, step: Step) -> Iterator[str]:
+    yield "end"
+    if (procedure.kind, step.name) in MIDWAY:
+        yield "midway"
+    # Its undo comes last, when all the others have been made.
+    if step is next((each for each in procedure.steps if each.undo is not None), None):
+        yield "undo"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "step" not in metafunc.fixturenames:
         return
     root = Path(metafunc.config.rootpath) / ".pytest_cache" / "procedures"
+    procedures = _procedures_of_a_server(root)
     cases = [
-        (kind, step, moment)
-        for kind, steps in _procedures_of_a_server(root).items()
-        for step in steps
-        for moment in ("end", "midway")
-        if moment == "end" or (kind, step) in MIDWAY
+        (name, step.name, moment)
+        for name, scenario in SCENARIOS.items()
+        for step in procedures[scenario.kind].steps
+        for moment in _moments(procedures[scenario.kind], step)
     ]
-    metafunc.parametrize(("kind", "step", "moment"), cases, ids=["-".join(case) for case in cases])
+    ids = ["-".join(case).replace(" ", "_") for case in cases]
+    metafunc.parametrize(("name", "step", "moment"), cases, ids=ids)
 
 
 def test_every_job_kind_has_a_crash_scenario(tmp_path: Path) -> None:
-    assert set(_procedures_of_a_server(tmp_path)) == set(SCENARIOS) == set(JobKind)
+    kinds = {scenario.kind for scenario in SCENARIOS.values()}
+    assert set(_procedures_of_a_server(tmp_path)) == kinds == set(JobKind)
 
 
 @pytest.fixture(scope="module")
@@ -122,23 +130,24 @@ def data_dir(template: tuple[Path, Path], tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_killed_server_leaves_nothing_half_done(
-    kind: JobKind, step: str, moment: str, data_dir: Path, template: tuple[Path, Path]
+    name: str, step: str, moment: str, data_dir: Path, template: tuple[Path, Path]
 ) -> None:
-    scenario = SCENARIOS[kind]
-    if scenario.running:
-        with running_core(settings_for(data_dir)) as core:
-            started = core.instances.request_start(StartRequest(service_id=SERVICE), by=OPERATOR)
-            assert started.job is not None
-            core.jobs.wait(started.job.id, timeout_s=WAIT_S)
+    scenario = SCENARIOS[name]
+    settings = settings_for(data_dir, warm_total=scenario.warm_total)
+    if scenario.set_up is not None:
+        with running_core(settings) as core:
+            scenario.set_up(core)
     earlier = _job_ids(data_dir)
 
-    _kill_a_server(data_dir, template[1], (kind, step, moment))
+    _kill_a_server(data_dir, template[1], (name, step, moment))
 
-    with running_core(settings_for(data_dir, warm_total=scenario.warm_total)) as core:
+    with running_core(settings) as core:
         await_agreement(core)
         jobs = core.jobs.jobs(limit=500).items
-        cut = next(job for job in jobs if job.kind is kind and job.id not in earlier)
+        cut = next(job for job in jobs if job.kind is scenario.kind and job.id not in earlier)
         scenario.judge(core, cut)
+        if moment == "undo":
+            assert (cut.state, cut.failure.message) == (JobState.FAILED, BROKEN)
 
 
 def test_conversion_that_a_killed_server_began_goes_on(
@@ -152,19 +161,19 @@ def test_conversion_that_a_killed_server_began_goes_on(
     slow = {**os.environ, "PATH": f"{tool.parent}:{os.environ['PATH']}"}
     earlier = _job_ids(data_dir)
 
-    cut = (JobKind.SERVICE_ADD, "normalise", "later")
+    cut = ("add", "normalise", "later")
     _kill_a_server(data_dir, template[1], cut, environment=slow)
 
     with running_core(settings_for(data_dir)) as core:
         await_agreement(core)
         (job,) = [job for job in core.jobs.jobs(limit=500).items if job.id not in earlier]
-        SCENARIOS[JobKind.SERVICE_ADD].judge(core, job)
+        SCENARIOS["add"].judge(core, job)
 
 
 def _kill_a_server(
     data_dir: Path,
     files: Path,
-    cut: tuple[JobKind, str, str],
+    cut: tuple[str, str, str],
     *,
     environment: Mapping[str, str] | None = None,
 ) -> None:

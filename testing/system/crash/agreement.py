@@ -52,6 +52,12 @@ def disagreement(core: Core) -> str:
         "room and ports": (set(guests.placement.holders()), owners),
         "leased ports": (leased, published),
         "ports of waiting copies": (rehearsed, sorted(copies)),
+        "content": (
+            {blob.id for blob in core.background.reconciler.blobs.stored()},
+            core.catalog.referenced_blobs()
+            | core.apps.referenced_blobs()
+            | core.exports.referenced_blobs(),
+        ),
         "staging areas": (set(core.background.reconciler.blobs.areas()) - uploads, set()),
     }
     return "; ".join(

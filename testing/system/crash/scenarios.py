@@ -3,18 +3,19 @@
 
 A Job that was killed ends in one of two ways: its effect is there, whole, or
 nothing of it is. Which one is right depends on the step, so both are accepted
-here where both are sound; half an effect never is.
+here where both are sound; half an effect never is. Of a Job that was killed while it was
+undone, nothing may be there.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pycloud.core.facade import Core
 from pycloud.core.instances import StartRequest
 from pycloud.core.intake import ImportRequest
 from pycloud.core.model.identifiers import InstanceId, ServiceId
-from pycloud.core.model.runtime import InstanceState, Job, JobKind, JobState
+from pycloud.core.model.runtime import InstanceState, Job, JobKind, JobState, StartMethod
 from pycloud.core.removal import RunningInstances
 from pycloud.errors import NotFound
 from testing.system.crash.cloudlets import OPERATOR, SERVICE, WAIT_S, add_request, upload
@@ -22,19 +23,22 @@ from testing.system.crash.cloudlets import OPERATOR, SERVICE, WAIT_S, add_reques
 NEW_SERVICE = ServiceId("newcomer")
 IMAGE = "image.qcow2"
 PACKAGE = "demo.csvm"
+BROKEN = "the test broke it"
+"""Why a Job fails that is to be undone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """How to provoke a Job in a cloudlet made from the template, and how to judge its end.
 
-    `provoke` returns when the Job is over, if it is allowed to live that long. `running`
-    says whether an Instance of the demo Service has to run before.
+    `set_up` makes what has to be there before, in a server of its own. `provoke` returns
+    when the Job is over, if it is allowed to live that long.
     """
 
+    kind: JobKind
     provoke: Callable[[Core, Path], None]
     judge: Callable[[Core, Job], None]
-    running: bool = False
+    set_up: Callable[[Core], None] | None = None
     warm_total: int = 0
 
 
@@ -43,8 +47,33 @@ def _finish(core: Core, job: Job | None) -> None:
     core.jobs.wait(job.id, timeout_s=WAIT_S)
 
 
-def _start(core: Core, _files: Path) -> None:
+# -- what is there before -----------------------------------------------------------------
+
+
+def _run_one(core: Core) -> None:
     _finish(core, core.instances.request_start(StartRequest(service_id=SERVICE), by=OPERATOR).job)
+
+
+def _lose_the_memory(core: Core) -> None:
+    _, service_vm = core.catalog.startable(SERVICE)
+    core.background.store.service_vms.replace(replace(service_vm, memory=None))
+
+
+def _let_one_wait(core: Core) -> None:
+    # Popularity comes from a start; the pool is filled by the next round of reconciliation.
+    _run_one(core)
+    deadline = core.clock.monotonic() + WAIT_S
+    while core.clock.monotonic() < deadline:
+        core.clock.sleep(0.05)
+        if core.background.store.warm_domains.count():
+            return
+
+
+# -- what makes the Job run ---------------------------------------------------------------
+
+
+def _start(core: Core, _files: Path) -> None:
+    _run_one(core)
 
 
 def _stop(core: Core, _files: Path) -> None:
@@ -77,14 +106,8 @@ def _remove(core: Core, _files: Path) -> None:
     _finish(core, job)
 
 
-def _fill(core: Core, files: Path) -> None:
-    # Popularity comes from a start; the pool is filled by the next round of reconciliation.
-    _start(core, files)
-    deadline = core.clock.monotonic() + WAIT_S
-    while core.clock.monotonic() < deadline:
-        core.clock.sleep(0.05)
-        if core.background.store.warm_domains.count():
-            return
+def _fill(core: Core, _files: Path) -> None:
+    _let_one_wait(core)
 
 
 # -- judgements ------------------------------------------------------------------------
@@ -101,7 +124,19 @@ def _stopped(core: Core, job: Job) -> None:
     assert core.instances.instance(_instance_id(job)).state is InstanceState.STOPPED
 
 
+def _started_by(method: StartMethod) -> Callable[[Core, Job], None]:
+    def judge(core: Core, job: Job) -> None:
+        _started_or_gone(core, job)
+        found = core.instances.instance(_instance_id(job)).start_method
+        assert found in {method, None}
+
+    return judge
+
+
 def _came_in(core: Core, job: Job) -> None:
+    if job.failure is not None and job.failure.message == BROKEN:
+        assert NEW_SERVICE not in {service.id for service in core.catalog.all_services()}
+        return
     assert job.state is JobState.SUCCEEDED, job.failure
     _, service_vm = core.catalog.startable(NEW_SERVICE)
     core.intake.images.flatten(service_vm.disk, "judgement", "whole")
@@ -145,13 +180,30 @@ def _instance_id(job: Job) -> InstanceId:
     return InstanceId(job.arguments["instance_id"])
 
 
-SCENARIOS: Mapping[JobKind, Scenario] = {
-    JobKind.INSTANCE_START: Scenario(provoke=_start, judge=_started_or_gone),
-    JobKind.INSTANCE_STOP: Scenario(provoke=_stop, judge=_stopped, running=True),
-    JobKind.SERVICE_ADD: Scenario(provoke=_add, judge=_came_in),
-    JobKind.SERVICE_IMPORT: Scenario(provoke=_import, judge=_came_in),
-    JobKind.SERVICE_PREPARE: Scenario(provoke=_prepare, judge=_prepared_or_not),
-    JobKind.SERVICE_EXPORT: Scenario(provoke=_export, judge=_exported_or_not),
-    JobKind.SERVICE_REMOVE: Scenario(provoke=_remove, judge=_removed, running=True),
-    JobKind.WARM_FILL: Scenario(provoke=_fill, judge=_waiting_or_gone, warm_total=1),
+SCENARIOS: Mapping[str, Scenario] = {
+    "cold start": Scenario(
+        kind=JobKind.INSTANCE_START,
+        provoke=_start,
+        judge=_started_by(StartMethod.COLD),
+        set_up=_lose_the_memory,
+    ),
+    "clone": Scenario(
+        kind=JobKind.INSTANCE_START, provoke=_start, judge=_started_by(StartMethod.CLONE)
+    ),
+    "waiting copy": Scenario(
+        kind=JobKind.INSTANCE_START,
+        provoke=_start,
+        judge=_started_by(StartMethod.WARM),
+        set_up=_let_one_wait,
+        warm_total=1,
+    ),
+    "stop": Scenario(kind=JobKind.INSTANCE_STOP, provoke=_stop, judge=_stopped, set_up=_run_one),
+    "add": Scenario(kind=JobKind.SERVICE_ADD, provoke=_add, judge=_came_in),
+    "import": Scenario(kind=JobKind.SERVICE_IMPORT, provoke=_import, judge=_came_in),
+    "prepare": Scenario(kind=JobKind.SERVICE_PREPARE, provoke=_prepare, judge=_prepared_or_not),
+    "export": Scenario(kind=JobKind.SERVICE_EXPORT, provoke=_export, judge=_exported_or_not),
+    "remove": Scenario(
+        kind=JobKind.SERVICE_REMOVE, provoke=_remove, judge=_removed, set_up=_run_one
+    ),
+    "fill": Scenario(kind=JobKind.WARM_FILL, provoke=_fill, judge=_waiting_or_gone, warm_total=1),
 }
