@@ -11,7 +11,7 @@ between two writes of a healthy operation everything looks orphaned.
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -51,6 +51,7 @@ may be set to come faster."""
 _MOST_FINISHED = 1000
 """Of each kind and outcome. Clients whose starts are refused may try hundreds of times a second,
 and to find what is popular every round reads all Instances: 50 ms for so many, from SQLite."""
+_MOST_REPLIES = 20_000
 _CONTENT_JOBS = frozenset(
     {
         JobKind.SERVICE_ADD,
@@ -70,9 +71,6 @@ class _Record(Protocol):
 
     @property
     def generation(self) -> int: ...
-
-    @property
-    def created_at(self) -> datetime: ...
 
 
 R = TypeVar("R", bound=_Record)
@@ -272,21 +270,25 @@ class Reconciler:
                 self.store.instances,
                 {"state": ended},
                 # Nothing ends before it was made, so the later ones need no look.
-                until=oldest,
+                is_young=lambda instance: instance.created_at > oldest,
                 is_over=lambda instance: instance.updated_at < oldest,
+                most=_MOST_FINISHED,
             )
         for state in FINAL_JOB_STATES:
             _forget(
                 self.store.jobs,
                 {"state": state},
-                until=oldest,
+                is_young=lambda job: job.created_at > oldest,
                 is_over=lambda job: job.finished_at is not None and job.finished_at < oldest,
+                most=_MOST_FINISHED,
             )
         _forget(
             self.store.idempotent_replies,
             {},
-            until=now,
+            # All are kept equally long.
+            is_young=lambda reply: reply.expires_at > now,
             is_over=lambda reply: reply.expires_at <= now,
+            most=_MOST_REPLIES,
         )
         self.store.events.trim(keep=self.options.keep_events)
 
@@ -344,16 +346,17 @@ def _forget(
     repository: Repository[R],
     where: Mapping[str, str],
     *,
-    until: datetime,
+    is_young: Callable[[R], bool],
     is_over: Callable[[R], bool],
+    most: int,
 ) -> None:
-    """Remove records that are over, and beyond the most that are kept the oldest ones.
+    """Remove records that are over, and beyond `most` the oldest ones.
 
-    None that was made after `until` is over.
+    None that was made after a young one is over.
     """
-    surplus = repository.count(where) - _MOST_FINISHED
+    surplus = repository.count(where) - most
     for position, record in enumerate(every(repository, where)):
-        if position >= surplus and record.created_at > until:
+        if position >= surplus and is_young(record):
             return
         if position < surplus or is_over(record):
             remove = partial(repository.remove, generation=record.generation)
