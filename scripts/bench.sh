@@ -10,5 +10,5 @@ cd -- "$ROOT"
 # waits for that. Where tini is installed it does so at once.
 UNDERTAKER=()
 [[ ! -x $(command -v tini) ]] || UNDERTAKER=(tini -s --)
-[[ " $* " == *' --help '* || " $* " == *' -h '* ]] || ./scripts/setup.sh --dev --quiet
+[[ " $* " == *' --help '* || " $* " == *' -h '* ]] || ./scripts/setup.sh --dev --unchecked --quiet
 exec "${UNDERTAKER[@]}" .venv/bin/python -m testing.bench "$@"

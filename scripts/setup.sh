@@ -8,10 +8,11 @@ set -Eeuo pipefail
 
 usage() {
     cat <<'TEXT'
-Usage: scripts/setup.sh [--dev] [--quiet]
+Usage: scripts/setup.sh [--dev [--unchecked]] [--quiet]
 
-  --dev    also install what the tests need
-  --quiet  say nothing when there is nothing to do
+  --dev        also install what the tests need, and see that all of them can run here
+  --unchecked  install only; tests with guests or a browser may not be able to run
+  --quiet      say nothing when there is nothing to do
 
 Settings from the environment:
   PYCLOUD_PYTHON      the interpreter to make .venv with (default: the first fit python3)
@@ -39,7 +40,11 @@ readonly HELD_LOCK='Could not get lock|locked by another process'
 # Archives drop a version some time after the next one has come.
 readonly LISTS_FRESH_DAYS=3
 
+# As in testing/browser/chromium.py.
+readonly BROWSERS=(chromium chromium-browser /snap/bin/chromium)
+
 profile=run
+checked=yes
 quiet=no
 scratch=
 child=
@@ -51,13 +56,15 @@ main() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
     local started=$SECONDS worked=no
+    ! must_run_tests || require_namespaces
     if needs_work; then
         worked=yes
         take_lock
         scratch=$(mktemp -d)
         install_system_packages
-        install_environment
     fi
+    ! must_run_tests || require_browser
+    [[ $worked == no ]] || install_environment
     allow_kvm
     if [[ $profile == dev ]]; then
         provide_test_servers
@@ -73,6 +80,7 @@ parse_arguments() {
     while (($#)); do
         case $1 in
             --dev) profile=dev ;;
+            --unchecked) checked=no ;;
             --quiet) quiet=yes ;;
             -h | --help)
                 usage
@@ -95,6 +103,33 @@ parse_arguments() {
 needs_work() {
     mapfile -t missing < <(missing_packages)
     ((${#missing[@]})) || ! have_package_lists || want_newer_lists || ! environment_is_current
+}
+
+# --- what tests need and cannot be installed ----------------------------------------------------
+
+must_run_tests() {
+    [[ $profile == dev && $checked == yes ]]
+}
+
+# Tests make networks and small disks in namespaces of their own, which root always may.
+require_namespaces() {
+    ! is_root || return 0
+    local switch=kernel.apparmor_restrict_unprivileged_userns
+    [[ $(cat "/proc/sys/${switch//.//}" 2>/dev/null) == 1 ]] || return 0
+    # An AppArmor profile may let this user make them, and even then forbid their use.
+    ! unshare --user --map-root-user --mount -- mount -t tmpfs tmpfs /mnt 2>/dev/null || return 0
+    fail "this system lets only root use namespaces, which tests with guests need." \
+        "Run the tests as root, or allow it until the next restart: sudo sysctl $switch=0"
+}
+
+# A package that is only the wrapper of a snap is there also where the snap cannot be.
+require_browser() {
+    local program
+    for program in "${BROWSERS[@]}"; do
+        ! timeout 60 "$program" --version >/dev/null 2>&1 || return 0
+    done
+    fail "there is no Chromium that runs, which tests of pages need. Ubuntu has it as a snap," \
+        "for which snapd has to run: sudo apt-get install snapd && sudo snap install chromium"
 }
 
 # --- system packages ----------------------------------------------------------------------------

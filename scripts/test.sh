@@ -34,7 +34,11 @@ pytest_arguments=()
 main() {
     parse_arguments "$@"
     cd -- "$ROOT"
-    ./scripts/setup.sh --dev --quiet
+    if [[ $fast == yes ]]; then
+        ./scripts/setup.sh --dev --unchecked --quiet
+    else
+        ./scripts/setup.sh --dev --quiet
+    fi
     reports=$(mktemp -d)
     trap 'rm -rf -- "$reports"' EXIT
     if names_a_path; then

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real Chromium, and a real server whose hypervisor is a twin: pages need no guests."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from testing.browser.chromium import find_chromium
 from testing.system.cloudlet import Server, running_server
 
-_NAMES = ("chromium", "chromium-browser")
 _OPTIONS = (
     "--no-sandbox",  # Tests may run as root, for whom Chromium has no sandbox.
     "--disable-gpu",
@@ -25,8 +24,7 @@ _OPTIONS = (
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """The distribution's Chromium; the tests fail when it is missing."""
-    program = next((found for name in _NAMES if (found := shutil.which(name))), None)
-    assert program is not None, "Chromium is missing; ./scripts/setup.sh --dev installs it"
+    program = find_chromium()
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=program, args=list(_OPTIONS))
         yield running

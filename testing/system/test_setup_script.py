@@ -62,12 +62,12 @@ class Machine:
     def hurry(self, lock_deadline_s: int = 30) -> None:
         """Let the script look again at once, and give up on locks of others after this time."""
         self.replace("sleep", f"exec {shutil.which('sleep')} 0.1")
+        self.change("^readonly LOCK_DEADLINE_S=300$", f"readonly LOCK_DEADLINE_S={lock_deadline_s}")
+
+    def change(self, pattern: str, replacement: str) -> None:
+        """Replace a line of the script."""
         script = self.checkout / "scripts" / "setup.sh"
-        text, count = re.subn(
-            r"(?m)^(readonly LOCK_DEADLINE_S)=300$",
-            rf"\1={lock_deadline_s}",
-            script.read_text("utf-8"),
-        )
+        text, count = re.subn(pattern, replacement, script.read_text("utf-8"), flags=re.MULTILINE)
         assert count == 1
         script.write_text(text, "utf-8")
 
@@ -296,3 +296,57 @@ def test_setup_explains_itself_when_an_argument_is_unknown(machine: Machine) -> 
     assert status == 1
     assert "Usage:" in output
     assert "unknown argument: --nonsense" in output
+
+
+def lock_namespaces(machine: Machine, unshare: str) -> None:
+    machine.replace("cat", "[[ $1 == /proc/sys/kernel/apparmor_* ]] && echo 1")
+    machine.replace("unshare", unshare)
+    machine.replace("df", "echo Avail; echo 10")
+
+
+def test_setup_for_tests_tells_how_to_allow_namespaces_when_only_root_has_them(
+    machine: Machine,
+) -> None:
+    machine.be_user()
+    lock_namespaces(machine, "exit 1")
+
+    status, output = machine.set_up(["--dev"])
+
+    assert status == 1
+    assert output.splitlines()[-1].endswith(
+        "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "user", "unshare"),
+    [
+        ((), "1000", "exit 1"),
+        (("--dev", "--unchecked"), "1000", "exit 1"),
+        (("--dev",), "0", "exit 1"),
+        (("--dev",), "1000", "exit 0"),
+    ],
+)
+def test_setup_goes_on_when_no_namespaces_are_needed_or_they_can_be_had(
+    machine: Machine, arguments: Sequence[str], user: str, unshare: str
+) -> None:
+    machine.be_user()
+    machine.replace("id", f"echo {user}")
+    lock_namespaces(machine, unshare)
+    machine.replace("chromium", "exit 0")
+
+    _, output = machine.set_up(arguments)
+
+    assert "namespaces" not in output
+    assert "not enough disk space" in output
+
+
+def test_setup_for_tests_names_snapd_when_chromium_is_only_a_wrapper(machine: Machine) -> None:
+    machine.change("/snap/bin/chromium", "/nonexistent/chromium")
+    machine.replace("chromium-browser", "echo requires the chromium snap >&2; exit 1")
+
+    status, output = machine.set_up(["--dev"])
+
+    assert status == 1
+    assert "snapd has to run" in output
+    assert not (machine.checkout / ".venv").exists()
