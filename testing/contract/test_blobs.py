@@ -27,10 +27,14 @@ def blobs(request, tmp_path):
     return DiskBlobs(DataDirectory(tmp_path / "data"))
 
 
-def stage(blobs, content, *, name="file", area="area", offset_bytes=0, limit_bytes=PLENTY):
+def stage(blobs, content, *, name="file", offset_bytes=0, limit_bytes=PLENTY):
     return blobs.append(
-        area, name, BytesIO(content), offset_bytes=offset_bytes, limit_bytes=limit_bytes
+        "area", name, BytesIO(content), offset_bytes=offset_bytes, limit_bytes=limit_bytes
     )
+
+
+def stage_in(blobs, area):
+    return blobs.append(area, "file", BytesIO(b"x"), offset_bytes=0, limit_bytes=PLENTY)
 
 
 def staged(blobs, name="file"):
@@ -118,7 +122,7 @@ def test_append_refuses_when_a_name_is_not_an_id(blobs, name):
 @pytest.mark.parametrize("area", ["", "..", "../up", "a/b", "/etc", "-rf"])
 def test_append_refuses_when_an_area_is_not_an_id(blobs, area):
     with pytest.raises(InvalidInput):
-        stage(blobs, b"x", area=area)
+        stage_in(blobs, area)
 
 
 def test_open_staged_fails_when_nothing_is_staged(blobs):
@@ -308,8 +312,8 @@ def test_discard_keeps_what_was_adopted(blobs):
 
 
 def test_areas_names_every_owner(blobs):
-    stage(blobs, b"x", area="upload-1")
-    stage(blobs, b"x", area="job-1")
+    stage_in(blobs, "upload-1")
+    stage_in(blobs, "job-1")
 
     assert sorted(blobs.areas()) == ["job-1", "upload-1"]
 

@@ -66,11 +66,10 @@ def names(data):
     return sorted(path.name for path in data.area_path(AREA).iterdir())
 
 
-def pack(data, packages, *, draft=FULL_DRAFT, disk=DISK, state=STATE, report=None):
+def pack(data, packages, *, draft=FULL_DRAFT, disk=DISK, report=None):
     stage(data, disk, "disk")
-    if state is not None:
-        stage(data, state, "state")
-    content = UnpackedPackage(draft=draft, disk="disk", state="state" if state else None)
+    stage(data, STATE, "state")
+    content = UnpackedPackage(draft=draft, disk="disk", state="state")
     packages.pack(AREA, "package", content=content, report=report)
     return staged(data, "package")
 

@@ -3,6 +3,7 @@
 
 import contextlib
 import struct
+from dataclasses import dataclass
 from io import BytesIO
 
 import pytest
@@ -20,13 +21,21 @@ from pycloud.errors import StateUnusable
 DESCRIPTION = b"<domain/>"
 
 
-def _image(
-    *, magic=b"LibvirtQemudSave", version=2, data=DESCRIPTION + b"\0", compression=0, cookie=0,
-    order="<", length=None,
-):  # fmt: skip
-    length = len(data) if length is None else length
-    fields = struct.pack(order + "16s5I56x", magic, version, length, 1, compression, cookie)
-    return fields + data
+@dataclass(frozen=True, kw_only=True)
+class _Image:
+    """A save image of which every field can be wrong."""
+
+    magic: bytes = b"LibvirtQemudSave"
+    version: int = 2
+    data: bytes = DESCRIPTION + b"\0"
+    length: int | None = None
+    compression: int = 0
+    cookie: int = 0
+
+    def packed(self, order: str = "<") -> bytes:
+        length = len(self.data) if self.length is None else self.length
+        numbers = (self.version, length, 1, self.compression, self.cookie)
+        return struct.pack(order + "16s5I56x", self.magic, *numbers) + self.data
 
 
 @given(st.binary(max_size=300).filter(lambda text: b"\0" not in text), st.integers(0, 600))
@@ -42,7 +51,7 @@ def test_header_is_read_as_it_was_written(description, room):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_header_is_read_in_either_byte_order(order):
-    header = read_header(BytesIO(_image(order=order)))
+    header = read_header(BytesIO(_Image().packed(order)))
 
     assert header.description == DESCRIPTION
 
@@ -50,7 +59,7 @@ def test_header_is_read_in_either_byte_order(order):
 def test_header_ends_the_description_before_the_cookie():
     data = DESCRIPTION + b"\0<cookie/>\0"
 
-    header = read_header(BytesIO(_image(data=data, cookie=len(DESCRIPTION) + 1)))
+    header = read_header(BytesIO(_Image(data=data, cookie=len(DESCRIPTION) + 1).packed()))
 
     assert header.description == DESCRIPTION
     assert header.stream_offset == HEADER_BYTES + len(data)
@@ -61,15 +70,15 @@ def test_header_ends_the_description_before_the_cookie():
     [
         b"",
         b"LibvirtQemudSave",
-        _image(magic=b"LibvirtQemudPart"),
-        _image(magic=b"QEVM" * 4),
-        _image(version=3),
-        _image(compression=1),
-        _image(length=0, data=b""),
-        _image(length=MAX_DATA_BYTES + 1),
-        _image(length=5000),
-        _image(cookie=5000),
-        _image(version=1, cookie=3),
+        _Image(magic=b"LibvirtQemudPart").packed(),
+        _Image(magic=b"QEVM" * 4).packed(),
+        _Image(version=3).packed(),
+        _Image(compression=1).packed(),
+        _Image(length=0, data=b"").packed(),
+        _Image(length=MAX_DATA_BYTES + 1).packed(),
+        _Image(length=5000).packed(),
+        _Image(cookie=5000).packed(),
+        _Image(version=1, cookie=3).packed(),
     ],
     ids=[
         "empty", "header cut short", "unfinished", "another format", "version", "compressed",
@@ -84,4 +93,4 @@ def test_header_is_refused_when_it_is_not_that_of_a_usable_image(image):
 @given(st.binary(max_size=200))
 def test_header_of_any_bytes_is_read_or_refused(noise):
     with contextlib.suppress(StateUnusable):
-        read_header(BytesIO(_image()[:20] + noise))
+        read_header(BytesIO(_Image().packed()[:20] + noise))
