@@ -20,9 +20,11 @@ ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 readonly ROOT
 readonly BIN=$ROOT/.venv/bin
 # These kinds share nothing but the processor, so two at a time are almost twice as fast; guests
-# and browsers use both cores by themselves and are run one after the other.
+# and browsers use both cores by themselves and are run one after the other, but for the tests that
+# mostly wait until somebody notices that a server died.
 readonly PARALLEL_KINDS=(unit contract functional)
 readonly SERIAL_KINDS=(system browser)
+readonly WAITING=testing/system/test_crash_recovery.py
 readonly WORKERS=2
 # Sourced files are named there as the guest sees them.
 readonly GUEST_SCRIPTS=scripts/guest_root
@@ -128,7 +130,9 @@ run_tests() {
     ((!${#parallel[@]})) \
         || run_pytest "without guests" -n "$WORKERS" "${parallel[@]}" "${pytest_arguments[@]}"
     [[ $fast == no ]] && ((${#serial[@]})) || return 0
-    run_pytest "with guests and browser" "${serial[@]}" "${pytest_arguments[@]}"
+    run_pytest "servers that die" -n "$WORKERS" "$WAITING" "${pytest_arguments[@]}"
+    run_pytest "with guests and browser" \
+        --ignore="$WAITING" "${serial[@]}" "${pytest_arguments[@]}"
 }
 
 run_pytest() {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A cloudlet in a data directory of its own, on real libvirt, quick to notice a death."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ OPERATOR = Principal("admin")
 SERVICE = ServiceId("demo")
 PORT = 8080
 WAIT_S = 60.0
+_PORTS = 200
+# Each of the processes that run tests side by side has ports of its own.
+_FIRST_PORT = 24000 + _PORTS * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
 def settings_for(data_dir: Path, *, warm_total: int = 0) -> Settings:
@@ -27,7 +31,7 @@ def settings_for(data_dir: Path, *, warm_total: int = 0) -> Settings:
             "pycloud.discovery": "off",
             "pycloud.job_lease_s": "1.0",
             "pycloud.reconcile_s": "0.3",
-            "pycloud.port_range": "24000-24999",
+            "pycloud.port_range": f"{_FIRST_PORT}-{_FIRST_PORT + _PORTS - 1}",
             "pycloud.publish_bind": "127.0.0.1",
             "pycloud.reserved_memory_mib": "0",
             "pycloud.warm_total": str(warm_total),
