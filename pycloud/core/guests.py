@@ -79,10 +79,12 @@ class Guests:
         Raises ServiceNotReady, AddressUnknown, GuestFailed, JobCancelled.
         """
         domain_id = domain_id_of(owner)
-        begin_s = self.clock.monotonic()
+        timeout_s = self.options.start_timeout_s
         if self.options.network.is_bridged:
+            begin_s = self.clock.monotonic()
             public = self._await_address(domain_id, context)
             address, port = public, service.port
+            timeout_s = round(timeout_s - (self.clock.monotonic() - begin_s), 1)
         else:
             public = self.sensors.published_address()
             # On loopback every published port listens, wherever else it does.
@@ -92,7 +94,7 @@ class Guests:
             ProbeTarget(
                 address=address, port=port, readiness=service.readiness, domain_id=domain_id
             ),
-            timeout_s=self.options.start_timeout_s - (self.clock.monotonic() - begin_s),
+            timeout_s=timeout_s,
             is_alive=lambda: self._is_alive(domain_id, context),
         )
         return public

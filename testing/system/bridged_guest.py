@@ -52,7 +52,12 @@ def observe(host: RealHost) -> dict[str, object]:
     """Run a guest and return what can be seen of it."""
     spec = replace(host.spec(), network=BRIDGE)
     host.adapters.hypervisor.start(spec, on_phase=ignore_phase)
-    run_in_guest(spec.domain_id, f"ip address add {GUEST_ADDRESS}/24 dev eth0")
+    # Its DHCP client takes all addresses away before it sets the card up.
+    is_up = '[ "$(cat /sys/class/net/eth0/carrier 2>/dev/null)" = 1 ]'
+    run_in_guest(
+        spec.domain_id,
+        f"until {is_up}; do sleep 0.1; done; ip address add {GUEST_ADDRESS}/24 dev eth0",
+    )
     address = wait_for_address(host, spec.domain_id)
     with closing(HTTPConnection(address, 8080, timeout=DEADLINE_S)) as connection:
         connection.request("GET", "/")

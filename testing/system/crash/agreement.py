@@ -3,6 +3,7 @@
 
 from pycloud.core.facade import Core
 from pycloud.core.machines import domain_id_of
+from pycloud.core.model.identifiers import BlobId
 from pycloud.core.model.runtime import LIVE_STATES, InstanceState
 
 AGREEMENT_S = 30.0
@@ -25,6 +26,12 @@ def await_agreement(core: Core) -> None:
             return
         core.clock.sleep(core.settings.reconcile_s)
     raise AssertionError(f"after {AGREEMENT_S:g} s: {found}")
+
+
+def _content_of_nobody(core: Core) -> set[BlobId]:
+    needed = core.catalog.referenced_blobs() | core.apps.referenced_blobs()
+    needed |= core.exports.referenced_blobs()
+    return {blob.id for blob in core.background.reconciler.blobs.stored()} - needed
 
 
 def disagreement(core: Core) -> str:
@@ -52,12 +59,7 @@ def disagreement(core: Core) -> str:
         "room and ports": (set(guests.placement.holders()), owners),
         "leased ports": (leased, published),
         "ports of waiting copies": (rehearsed, sorted(copies)),
-        "content": (
-            {blob.id for blob in core.background.reconciler.blobs.stored()},
-            core.catalog.referenced_blobs()
-            | core.apps.referenced_blobs()
-            | core.exports.referenced_blobs(),
-        ),
+        "content of nobody": (_content_of_nobody(core), set()),
         "staging areas": (set(core.background.reconciler.blobs.areas()) - uploads, set()),
     }
     return "; ".join(
