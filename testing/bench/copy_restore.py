@@ -43,9 +43,9 @@ from pycloud.core.ports import DomainSpec, UserNetwork
 from testing.bench.cloudlet import GUEST_PORT, settings_for, used_mib
 from testing.bench.phone import await_first_byte, touch_memory
 from testing.guest import guest_image
+from testing.real_host import free_port
 
 DISK_BYTES = 128 << 20
-FIRST_PORT, LAST_PORT = 26000, 26999
 _STATE = "state"
 
 
@@ -72,7 +72,6 @@ class CopyingCloudlet:
         self._hypervisor = LibvirtHypervisor(self._host)
         self._capture = LibvirtMemoryCapture(self._host, self._blobs)
         self._numbers = itertools.count(1)
-        self._ports = itertools.cycle(range(FIRST_PORT, LAST_PORT + 1))
 
     def save(self, memory_mib: int) -> MemoryState:
         """Boot a guest, let it use its memory, and keep its state in libvirt's format."""
@@ -129,7 +128,7 @@ class CopyingCloudlet:
     def _spec(
         self, memory_mib: int, disk: StoredDisk, memory: MemoryState | None = None
     ) -> DomainSpec:
-        mapping = PortMapping(guest_port=GUEST_PORT, host_port=next(self._ports))
+        mapping = PortMapping(guest_port=GUEST_PORT, host_port=free_port())
         facts = self._hypervisor.facts()
         return DomainSpec(
             owner=InstanceId(f"copy-{next(self._numbers)}"),
