@@ -276,7 +276,7 @@ def test_discard_is_idempotent(blobs):
 def test_keep_only_removes_all_other_files_of_the_area(blobs):
     for name in ("kept", "kept.attempt-1", "other"):
         stage(blobs, b"x", name=name)
-    stage(blobs, b"x", area="elsewhere")
+    stage_in(blobs, "elsewhere")
 
     blobs.keep_only("area", "kept")
     blobs.keep_only("area", "kept")
